@@ -1,0 +1,52 @@
+"""Named errors, and the exit status that each of them means."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitStatus(IntEnum):
+    """What `python -m inference` tells its caller."""
+
+    OK = 0
+    """Every case was written."""
+    CASE_FAILED = 1
+    """Some case failed, named in the log and the record; the others were written."""
+    NOTHING_ATTEMPTED = 2
+    """Arguments, bundle, device or folders are wrong, or no case was found: nothing was written."""
+
+
+class GliomaError(Exception):
+    """Base of every error that is meant for the user: its text is one line that says what to do about it."""
+
+
+class UsageError(GliomaError):
+    """Arguments that cannot be carried out."""
+
+
+class FolderError(GliomaError):
+    """An input folder that cannot be read or holds no case, or an output folder that cannot be written."""
+
+
+class BundleError(GliomaError):
+    """A bundle that is incomplete, altered, or not understood."""
+
+
+class DeviceError(GliomaError):
+    """A device or engine that was asked for and is not there or does not work."""
+
+
+class CaseError(GliomaError):
+    """What is wrong with one case; the other cases go on."""
+
+    def __init__(self, case: str, problem: str, *, found: str = "", expected: str = "") -> None:
+        self.case = case
+        """ID of the case."""
+        self.problem = problem
+        """What is wrong, naming the file where one is to blame."""
+        self.found = found
+        """The evidence."""
+        self.expected = expected
+        """What would have been accepted."""
+        details = [f"found {found}"] * bool(found) + [f"expected {expected}"] * bool(expected)
+        super().__init__(f"{case}: {problem}" + (f" ({', '.join(details)})" if details else ""))
