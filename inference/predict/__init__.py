@@ -1,0 +1,1 @@
+"""From a scan to the probabilities of its tumour regions: preprocess, networks, tiles, engines, ensemble."""

@@ -1,0 +1,207 @@
+"""Networks from the architecture section of a plan, by an allow-list: nothing that a plan names is ever imported.
+
+torch is imported when a network is built, so that :func:`network_stride` answers where torch is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import BundleError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_UNETS: Final = ("PlainConvUNet", "ResidualEncoderUNet")
+_UNET_PACKAGE: Final = "dynamic_network_architectures.architectures.unet"
+_MEDNEXT_STRIDE: Final = (16, 16, 16)
+_OPERATION_KEYS: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
+_OPERATIONS: Final[Mapping[str, str]] = {
+    "Conv3d": "conv",
+    "InstanceNorm3d": "instancenorm",
+    "BatchNorm3d": "batchnorm",
+    "Dropout3d": "dropout",
+    "LeakyReLU": "activation",
+    "ReLU": "activation",
+    "GELU": "activation",
+}
+"""Layers that a plan may name, and the module of `torch.nn.modules` that its long spelling goes through."""
+
+
+def architecture_name(architecture: Mapping[str, object]) -> str:
+    """Which allowed network a plan's architecture section names: PlainConvUNet, ResidualEncoderUNet or MedNeXt.
+
+    Raises BundleError for any other.
+    """
+    named = architecture.get("network_class_name")
+    for unet in _UNETS:
+        if named in (unet, f"{_UNET_PACKAGE}.{unet}"):
+            return unet
+    if named == "MedNeXt":
+        return "MedNeXt"
+    raise BundleError(f"architecture {named!r} is not known: expected one of {', '.join((*_UNETS, 'MedNeXt'))}")
+
+
+def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
+    """What every spatial size (Z, Y, X) of a network's input must be a multiple of.
+
+    Raises BundleError when the section's strides cannot be read.
+    """
+    if architecture_name(architecture) == "MedNeXt":
+        return _MEDNEXT_STRIDE
+    strides = _arguments(architecture).get("strides")
+    try:
+        rows = np.asarray(strides, dtype=np.int64)
+        if rows.ndim == 1:
+            rows = np.repeat(rows[:, None], 3, axis=1)
+        z, y, x = (int(product) for product in rows.prod(axis=0))
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"architecture strides {strides!r}: expected three numbers per stage") from error
+    return z, y, x
+
+
+def build_network(
+    architecture: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool = False
+) -> nn.Module:
+    """The network that a plan's architecture section describes, freshly initialised.
+
+    `architecture` is nnU-Net's section as its planner wrote it (`network_class_name`, `arch_kwargs`,
+    `_kw_requires_import`), or `MedNeXt` with `arch_kwargs` {"variant": "S" | "B" | "M" | "L"} or {"channels", "blocks",
+    "expansion"}, and optionally "kernel_size". The network takes (batch, in_channels, Z, Y, X) and returns logits
+    (batch, out_channels, Z, Y, X), or with deep supervision a list of them from full resolution downwards.
+
+    Raises BundleError for a network, layer or argument that is not on the allow-list.
+    """
+    name = architecture_name(architecture)
+    arguments = _arguments(architecture)
+    try:
+        if name == "MedNeXt":
+            return _build_mednext(arguments, in_channels, out_channels, deep_supervision)
+        return _build_unet(name, architecture, in_channels, out_channels, deep_supervision)
+    except (AssertionError, IndexError, TypeError, ValueError) as error:
+        raise BundleError(f"architecture {name} cannot be built from its arguments: {error}") from error
+
+
+def deployed_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
+    """The tensors of a checkpoint's `state` that `network` needs, each once, as float32 arrays.
+
+    nnU-Net's networks register their encoder and convolutions under several names, and a network trained with deep
+    supervision has heads that a deployed one has not: both are left out here, and :func:`load_weights` expects exactly
+    what this returns. Raises BundleError for a tensor that the checkpoint lacks.
+    """
+    missing = [name for name in _tensors(network) if name not in state]
+    if missing:
+        raise BundleError(f"checkpoint lacks the tensors {_some(missing)}")
+    return {name: state[name].detach().cpu().float().numpy() for name in _tensors(network)}
+
+
+def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.float32]]) -> None:
+    """Put `weights` into `network`, strictly: every tensor of the network once, in its shape, finite, and no other.
+
+    A network made under `torch.device("meta")` becomes real by this. Raises BundleError naming the tensors that are
+    missing, unexpected, misshapen or not finite.
+    """
+    import torch
+    from torch import nn
+
+    expected = _tensors(network)
+    missing = [name for name in expected if name not in weights]
+    unexpected = [name for name in weights if name not in expected]
+    if missing or unexpected:
+        found = [f"missing {_some(missing)}"] * bool(missing) + [f"unexpected {_some(unexpected)}"] * bool(unexpected)
+        raise BundleError(f"tensors do not fit the network: {'; '.join(found)}")
+    for name, current in expected.items():
+        array = np.asarray(weights[name])
+        if tuple(array.shape) != tuple(current.shape):
+            raise BundleError(f"tensor {name}: found shape {array.shape}, expected {tuple(current.shape)}")
+        if not np.isfinite(array).all():
+            raise BundleError(f"tensor {name}: found values that are not finite")
+        tensor = torch.from_numpy(np.array(array)).to(current.dtype)
+        parent, _, leaf = name.rpartition(".")
+        is_parameter = isinstance(current, nn.Parameter)
+        setattr(network.get_submodule(parent), leaf, nn.Parameter(tensor) if is_parameter else tensor)
+
+
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers of a network, each under the first of its names."""
+    return {**dict(network.named_parameters()), **dict(network.named_buffers())}
+
+
+def _some(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _arguments(architecture: Mapping[str, object]) -> Mapping[str, object]:
+    arguments = architecture.get("arch_kwargs")
+    if not isinstance(arguments, Mapping):
+        raise BundleError(f"architecture arch_kwargs: found {arguments!r}, expected an object")
+    return arguments
+
+
+def _operation(name: object) -> type[nn.Module] | None:
+    """The layer class that a plan names, in the short (`torch.nn.ReLU`) or the long spelling."""
+    from torch import nn
+
+    if name is None:
+        return None
+    short = str(name).rpartition(".")[2]
+    module = _OPERATIONS.get(short)
+    if module is None or name not in (f"torch.nn.{short}", f"torch.nn.modules.{module}.{short}"):
+        raise BundleError(f"architecture layer {name!r} is not known: expected torch.nn.{' | '.join(_OPERATIONS)}")
+    operation: type[nn.Module] = getattr(nn, short)
+    return operation
+
+
+def _build_unet(
+    name: str, architecture: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool
+) -> nn.Module:
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
+
+    named = architecture.get("_kw_requires_import", ())
+    if not isinstance(named, (list, tuple)) or not set(named) <= set(_OPERATION_KEYS):
+        raise BundleError(f"architecture _kw_requires_import: found {named!r}, expected some of {_OPERATION_KEYS}")
+    arguments = dict(_arguments(architecture))
+    arguments.update({key: _operation(arguments[key]) for key in _OPERATION_KEYS if key in arguments})
+    arguments.update(input_channels=in_channels, num_classes=out_channels, deep_supervision=deep_supervision)
+    unet = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}[name]
+    network: nn.Module = unet(**arguments)
+    # As nnU-Net does after building one; without it, training starts from PyTorch's own initialisation.
+    network.apply(unet.initialize)
+    return network
+
+
+def _build_mednext(
+    arguments: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool
+) -> nn.Module:
+    from inference.predict.networks.mednext import MedNeXtSize, mednext
+
+    sized = {"channels", "blocks", "expansion"}
+    given = set(arguments) - {"kernel_size"}
+    if given not in ({"variant"}, sized):
+        raise BundleError(
+            f"architecture MedNeXt: found arguments {sorted(given)}, expected 'variant', or {', '.join(sorted(sized))}"
+        )
+    kernel_size = _whole(arguments.get("kernel_size", 3), "kernel_size")
+    size: str | MedNeXtSize
+    if "variant" in given:
+        size = str(arguments["variant"])
+    else:
+        blocks, expansion = (_wholes(arguments[key], key) for key in ("blocks", "expansion"))
+        size = MedNeXtSize(_whole(arguments["channels"], "channels"), blocks, expansion)
+    return mednext(size, in_channels, out_channels, kernel_size=kernel_size, deep_supervision=deep_supervision)
+
+
+def _whole(value: object, key: str) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    raise BundleError(f"architecture MedNeXt {key}: found {value!r}, expected a whole number above 0")
+
+
+def _wholes(values: object, key: str) -> tuple[int, ...]:
+    if not isinstance(values, (list, tuple)):
+        raise BundleError(f"architecture MedNeXt {key}: found {values!r}, expected a list of whole numbers")
+    return tuple(_whole(value, key) for value in values)

@@ -7,10 +7,9 @@ reference's state-dict names.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
-import torch
 from monai.networks.blocks.mednext_block import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from torch import Tensor, nn
 
@@ -69,7 +68,10 @@ class MedNeXt(nn.Module):
 
         def stage(width: int, expansion: int, blocks: int) -> nn.Sequential:
             return nn.Sequential(
-                *(MedNeXtBlock(width, width, expansion, kernel_size, use_residual_connection=True) for _ in range(blocks))
+                *(
+                    MedNeXtBlock(width, width, expansion, kernel_size, use_residual_connection=True)
+                    for _ in range(blocks)
+                )
             )
 
         self.stem = nn.Conv3d(in_channels, widths[0], kernel_size=1)
@@ -80,13 +82,16 @@ class MedNeXt(nn.Module):
             setattr(self, f"down_{level}", down)
         self.bottleneck = stage(widths[LEVELS], bottleneck, size.blocks[LEVELS])
         for step, level in enumerate(reversed(range(LEVELS))):
-            up = MedNeXtUpBlock(widths[level + 1], widths[level], decoder[step], kernel_size, use_residual_connection=True)
+            up = MedNeXtUpBlock(
+                widths[level + 1], widths[level], decoder[step], kernel_size, use_residual_connection=True
+            )
             setattr(self, f"up_{level}", up)
             setattr(self, f"dec_block_{level}", stage(widths[level], decoder[step], size.blocks[LEVELS + 1 + step]))
         for scale in range(LEVELS + 1 if deep_supervision else 1):
             setattr(self, f"out_{scale}", MedNeXtOutBlock(widths[scale], out_channels, "3d"))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        """Logits of an input (batch, in_channels, Z, Y, X), as the class describes."""
         x = self.stem(x)
         skips: list[Tensor] = []
         for level in range(LEVELS):
