@@ -1,0 +1,139 @@
+"""Cross-validation folds: equal shares of every subtype, no patient in two folds, and the check that nothing leaks.
+
+One case → fold map serves pretraining, fine-tuning and every derived copy of a case.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import TypedDict
+
+import numpy as np
+
+from inference.errors import GliomaError, UsageError
+
+
+class LeakError(GliomaError):
+    """A patient is on both sides of a split, or a split does not follow the case → fold map."""
+
+
+class Split(TypedDict):
+    """One fold as nnU-Net's `splits_final.json` lists it."""
+
+    train: list[str]
+    """Items that the fold's networks learn from."""
+    val: list[str]
+    """Items that they never see."""
+
+
+def stratified_folds(
+    clusters: Mapping[str, int], patients: Mapping[str, str], folds: int = 5, seed: int = 0
+) -> dict[str, int]:
+    """Case → fold, each fold with an equal share of every cluster and every patient in one fold.
+
+    Patients with several cases are placed first (most cases first), then the others cluster by cluster, always where
+    the patient's clusters are rarest so far and, among those, where the fold is smallest. Where every patient has one
+    case, no two folds differ by more than one case, neither within a cluster nor in all.
+
+    `clusters` gives the subtype of every case and `patients` its patient. Raises :class:`UsageError` where a case has
+    no patient or there are fewer patients than folds.
+    """
+    cases_of: dict[str, list[str]] = defaultdict(list)
+    for case in sorted(clusters):
+        if case not in patients:
+            raise UsageError(f"folds: the patient of case {case} is not known")
+        cases_of[patients[case]].append(case)
+    if folds < 2 or len(cases_of) < folds:
+        raise UsageError(f"folds: {len(cases_of)} patients cannot be dealt into {folds} folds")
+
+    random = np.random.default_rng(seed)
+    kinds = {cluster: index for index, cluster in enumerate(sorted(set(clusters.values())))}
+    size = np.bincount([kinds[cluster] for cluster in clusters.values()])
+    shuffled = random.permutation(sorted(cases_of)).tolist()
+    several = sorted((p for p in shuffled if len(cases_of[p]) > 1), key=lambda p: -len(cases_of[p]))
+    single = sorted((p for p in shuffled if len(cases_of[p]) == 1), key=lambda p: clusters[cases_of[p][0]])
+
+    counts = np.zeros((folds, len(kinds)), int)
+    fold_of: dict[str, int] = {}
+    for patient in several + single:
+        share = np.bincount([kinds[clusters[case]] for case in cases_of[patient]], minlength=len(kinds))
+        crowding = counts @ (share / size)
+        fold = int(np.lexsort((random.permutation(folds), counts.sum(axis=1), crowding.round(12)))[0])
+        counts[fold] += share
+        fold_of.update(dict.fromkeys(cases_of[patient], fold))
+    return {case: fold_of[case] for case in clusters}
+
+
+def splits_of(folds: Mapping[str, int], sources: Mapping[str, str], always_train: Collection[str] = ()) -> list[Split]:
+    """Splits of one stage, fold by fold, in nnU-Net's form.
+
+    `sources` maps every item of the stage's data set (a case, or a derived copy of it) to its case, a key of `folds`.
+    `always_train` names items that no real case stands behind, such as phantoms.
+    """
+    return [
+        Split(
+            train=sorted([item for item, case in sources.items() if folds[case] != fold] + list(always_train)),
+            val=sorted(item for item, case in sources.items() if folds[case] == fold),
+        )
+        for fold in range(max(folds.values()) + 1)
+    ]
+
+
+def check_no_leak(
+    folds: Mapping[str, int],
+    patients: Mapping[str, str],
+    sources: Mapping[str, str],
+    splits: Sequence[Split],
+    always_train: Collection[str] = (),
+) -> None:
+    """Raise :class:`LeakError` unless the splits of a stage follow the one case → fold map.
+
+    Called with the same `folds` for each stage. Checked are: every patient of `folds` is in one fold; every item of the
+    splits is a copy of a mapped case (`sources`: item → case) or in `always_train`; the items held out in split i are
+    exactly those of fold i; nothing that is learnt from in split i comes from a patient of fold i.
+    """
+    _check_patients(folds, patients)
+    if len(splits) != max(folds.values()) + 1:
+        raise LeakError(f"folds: {len(splits)} splits for {max(folds.values()) + 1} folds")
+    for fold, split in enumerate(splits):
+        _check_split(fold, split, folds=folds, patients=patients, sources=sources, always_train=always_train)
+
+
+def check_same_fold(starts: Mapping[int, int]) -> None:
+    """Raise :class:`LeakError` unless fine-tuning of fold i (key) starts from pretraining of fold i (value)."""
+    for fold, start in starts.items():
+        if fold != start:
+            raise LeakError(f"folds: fine-tuning of fold {fold} starts from pretraining of fold {start}")
+
+
+def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> None:
+    """Every case has a patient, and every patient one fold."""
+    fold_of: dict[str, int] = {}
+    for case, fold in folds.items():
+        if case not in patients:
+            raise LeakError(f"folds: the patient of case {case} is not known")
+        if fold_of.setdefault(patients[case], fold) != fold:
+            raise LeakError(f"folds: patient {patients[case]} is in folds {fold_of[patients[case]]} and {fold}")
+
+
+def _check_split(
+    fold: int,
+    split: Split,
+    *,
+    folds: Mapping[str, int],
+    patients: Mapping[str, str],
+    sources: Mapping[str, str],
+    always_train: Collection[str],
+) -> None:
+    """One split against the map."""
+    for item in (*split["train"], *split["val"]):
+        if item not in always_train and sources.get(item) not in folds:
+            raise LeakError(f"folds: split {fold} has {item}, which is no copy of a mapped case")
+    held_out = {patients[case] for case, own in folds.items() if own == fold}
+    for item in split["train"]:
+        if item not in always_train and patients[sources[item]] in held_out:
+            raise LeakError(f"folds: split {fold} learns from {item}, a copy of {sources[item]}, which it holds out")
+    expected = {item for item, case in sources.items() if folds.get(case) == fold}
+    if wrong := expected.symmetric_difference(split["val"]):
+        raise LeakError(f"folds: split {fold} does not hold out exactly the items of fold {fold}: {sorted(wrong)}")
