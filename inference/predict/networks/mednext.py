@@ -67,12 +67,8 @@ class MedNeXt(nn.Module):
         self.deep_supervision = deep_supervision
 
         def stage(width: int, expansion: int, blocks: int) -> nn.Sequential:
-            return nn.Sequential(
-                *(
-                    MedNeXtBlock(width, width, expansion, kernel_size, use_residual_connection=True)
-                    for _ in range(blocks)
-                )
-            )
+            block = partial(MedNeXtBlock, width, width, expansion, kernel_size, use_residual_connection=True)
+            return nn.Sequential(*(block() for _ in range(blocks)))
 
         self.stem = nn.Conv3d(in_channels, widths[0], kernel_size=1)
         for level in range(LEVELS):
