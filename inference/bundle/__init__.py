@@ -1,0 +1,1 @@
+"""Frozen artefacts: what a bundle says about itself, and its verified contents."""

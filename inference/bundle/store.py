@@ -1,0 +1,381 @@
+"""A bundle on disk: verified before anything is used, and written. Nothing here unpickles or imports by name."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.fields import read_json, wrong
+from inference.bundle.manifest import (
+    AXES,
+    LABEL_RULE,
+    MANIFEST,
+    ORIENTATION,
+    SCHEMA,
+    FileEntry,
+    Manifest,
+    ModelEntry,
+    Provenance,
+    network_files,
+    read_manifest,
+    render_manifest,
+)
+from inference.bundle.tables import (
+    FloatArray,
+    SubtypeTables,
+    ThresholdTables,
+    parse_subtypes,
+    parse_thresholds,
+    subtypes_to_json,
+    thresholds_to_json,
+)
+from inference.errors import BundleError
+from inference.labels import SEQUENCES
+
+
+class _Stored(TypedDict):
+    dtype: str
+    shape: list[int]
+    data: bytes
+
+
+_DTYPES: Mapping[str, str] = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
+
+
+@dataclass(frozen=True)
+class Model:
+    """One model of a verified bundle."""
+
+    name: str
+    """Name of its folder."""
+    plans: Mapping[str, object]
+    """`plans.json`, as nnU-Net wrote it; (Z, Y, X) order throughout."""
+    architecture: Mapping[str, object]
+    """The plans' architecture section of `3d_fullres`: what builds the network."""
+    heads: str
+    """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
+    format: str
+    """`safetensors` or `openvino`."""
+    folds: tuple[int, ...]
+    """Folds that have a network."""
+    weight: float
+    """Share of the ensemble; the shares of a bundle's models add up to 1."""
+    bundle: Path = field(repr=False)
+    """Folder of the bundle."""
+    entry: ModelEntry = field(repr=False)
+    """The manifest's entry."""
+
+    def network_file(self, fold: int) -> Path:
+        """The file of one fold's network: `.safetensors`, or the `.xml` of an OpenVINO pair."""
+        if fold not in self.folds:
+            raise BundleError(f"{self.name}: no fold {fold}, only {', '.join(map(str, self.folds))}")
+        return self.bundle / network_files(self.entry, fold)[0]
+
+    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
+        """The weights of one fold's network by state-dict name, float32 however they are stored."""
+        path = self.network_file(fold)
+        if self.format != "safetensors":
+            raise BundleError(f"{self.name}: its networks are stored as {self.format}, not as tensors")
+        arrays = read_tensors(path, path.relative_to(self.bundle).as_posix())
+        return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle whose every file is what its manifest says."""
+
+    path: Path
+    """Its folder."""
+    manifest: Manifest
+    """What it says about itself."""
+    digest: str
+    """SHA-256 of the manifest, which holds those of all other files: stands for the whole bundle."""
+    models: tuple[Model, ...]
+    """The ensemble."""
+    thresholds: ThresholdTables
+    """`thresholds.json`."""
+    subtypes: SubtypeTables | None
+    """Refinement's subtype model; None where the bundle has none."""
+
+    @property
+    def region_thresholds(self) -> tuple[float, float, float]:
+        """Probabilities of WT, TC and ET above which a voxel belongs to the region."""
+        return self.thresholds.regions
+
+
+def read_tensors(path: Path, file: str) -> dict[str, FloatArray]:
+    """The arrays of a safetensors file, called `file` in errors; bfloat16, which numpy lacks, comes as float32.
+
+    BundleError where the file cannot be read or holds anything but floating-point numbers.
+    """
+    from safetensors import SafetensorError, deserialize
+
+    try:
+        entries: list[tuple[str, _Stored]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"{file}: not a readable safetensors file ({error})") from error
+    arrays: dict[str, FloatArray] = {}
+    for name, tensor in entries:
+        dtype, shape, data = tensor["dtype"], tensor["shape"], tensor["data"]
+        if dtype == "BF16":
+            # bfloat16 is the upper half of a float32.
+            upper = np.frombuffer(data, "<u2").astype(np.uint32) << 16
+            arrays[name] = upper.view(np.float32).reshape(shape)
+        elif dtype in _DTYPES:
+            arrays[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
+        else:
+            raise wrong(file, name, dtype, "F16, BF16, F32 or F64")
+    return arrays
+
+
+def _files_on_disk(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Every file under a bundle with its path inside it; links and anything else that is no file are refused."""
+    for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+        for name in (*folders, *files):
+            path = Path(place, name)
+            inside = path.relative_to(folder).as_posix()
+            if path.is_symlink():
+                raise BundleError(f"{inside}: found a symbolic link, expected a file of the bundle itself")
+            if name in files:
+                if not path.is_file():
+                    raise BundleError(f"{inside}: found neither file nor folder, expected a file of the bundle")
+                yield inside, path
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise BundleError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+
+def _verify_files(folder: Path, files: Mapping[str, FileEntry]) -> None:
+    """Refuse a folder that does not hold exactly the listed files with their sizes and hashes."""
+    present = dict(_files_on_disk(folder))
+    for name in files:
+        if name not in present:
+            raise BundleError(f"{name}: missing, expected by {MANIFEST}")
+    for name in present:
+        if name not in files and name != MANIFEST:
+            raise BundleError(f"{name}: found a file that {MANIFEST} does not list")
+    for name, entry in files.items():
+        found = present[name].stat().st_size
+        if found != entry.size:
+            raise BundleError(f"{name}: found {found} bytes, expected {entry.size} (truncated or replaced)")
+    for name, entry in files.items():
+        digest = _sha256(present[name], name)
+        if digest != entry.sha256:
+            raise BundleError(
+                f"{name}: found SHA-256 {digest[:12]}…, expected {entry.sha256[:12]}… (altered or damaged)"
+            )
+
+
+def _sha256(path: Path, name: str) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise BundleError(f"{name}: cannot be read ({error.strerror or error})") from error
+
+
+def _load_model(folder: Path, entry: ModelEntry) -> Model:
+    file = f"{entry.name}/plans.json"
+    plans = read_json(folder / file, file)
+    section: object = plans
+    keys = ("configurations", "3d_fullres", "architecture")
+    for depth, key in enumerate(keys):
+        section = section.get(key) if isinstance(section, dict) else None
+        if not isinstance(section, dict):
+            raise wrong(file, ".".join(keys[: depth + 1]), section, "an object")
+    assert isinstance(plans, dict)
+    assert isinstance(section, dict)
+    family = str(section.get("network_class_name", "")).rpartition(".")[2]
+    if family != entry.architecture:
+        raise wrong(
+            file, ".".join((*keys, "network_class_name")), section.get("network_class_name"), entry.architecture
+        )
+    return Model(
+        name=entry.name,
+        plans=plans,
+        architecture=section,
+        heads=entry.heads,
+        format=entry.format,
+        folds=entry.folds,
+        weight=entry.weight,
+        bundle=folder,
+        entry=entry,
+    )
+
+
+def _load_subtypes(folder: Path, manifest: Manifest, stem: str) -> SubtypeTables | None:
+    if f"{stem}.json" not in manifest.files:
+        return None
+    arrays = read_tensors(folder / f"{stem}.safetensors", f"{stem}.safetensors")
+    return parse_subtypes(read_json(folder / f"{stem}.json", f"{stem}.json"), arrays, f"{stem}.json")
+
+
+def load_bundle(path: Path) -> Bundle:
+    """The bundle in a folder, once everything that can be checked without building its networks is right.
+
+    Manifest and tables key by key, then the set of files, their sizes and SHA-256; BundleError names what is off.
+    Weights are read later, by :meth:`Model.tensors`.
+    """
+    path = Path(path)
+    manifest, digest = read_manifest(path)
+    _verify_files(path, manifest.files)
+    subtypes = _load_subtypes(path, manifest, "subtypes")
+    # The model that made the folds is not used here, but a bundle with a broken one is a broken bundle.
+    _load_subtypes(path, manifest, "fold_subtypes")
+    file = "thresholds.json"
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        digest=digest,
+        models=tuple(_load_model(path, entry) for entry in manifest.models),
+        thresholds=parse_thresholds(read_json(path / file, file), file, subtypes.clusters if subtypes else None),
+        subtypes=subtypes,
+    )
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """One model to be written."""
+
+    entry: ModelEntry
+    """What the manifest says of it."""
+    plans: Mapping[str, object]
+    """Its plans, (Z, Y, X) order throughout."""
+    networks: Mapping[int, Mapping[str, FloatArray] | Path]
+    """Per fold its tensors (float16 or float32, stored as they are), or the `.xml` of an `openvino` pair."""
+
+
+@dataclass(frozen=True)
+class NewBundle:
+    """All that a bundle is made of."""
+
+    name: str
+    """Short name."""
+    version: str
+    """Version of the bundle."""
+    intended_use: str
+    """What it is for."""
+    limits: str
+    """What it is not for, and where it is known to fail."""
+    licence: str
+    """Licence of the weights."""
+    provenance: Provenance
+    """Where it comes from."""
+    models: Sequence[NewModel]
+    """The ensemble."""
+    thresholds: ThresholdTables
+    """Region thresholds and refinement."""
+    scores: Mapping[str, object]
+    """How good it is; must hold `half_precision` (the agreement with float32) if tensors are stored as float16."""
+    subtypes: SubtypeTables | None = None
+    """Refinement's subtype model."""
+    fold_subtypes: SubtypeTables | None = None
+    """The subtype model that made the folds."""
+    folds: Mapping[str, object] | None = None
+    """The folds that it was trained on."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """Texts to go with it: `LICENSE`, `MODEL_CARD.md`."""
+    created: str = ""
+    """When it was frozen, ISO 8601 with time zone; now, if empty."""
+
+
+def write_bundle(folder: Path, new: NewBundle) -> Bundle:
+    """Write a bundle to `folder`, which must not exist or be a bundle (it is replaced), and load it back.
+
+    The files are written beside it first: whatever goes wrong (BundleError, OSError), `folder` is as it was.
+    """
+    folder = Path(folder)
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise BundleError(f"{folder}: found a folder that is no bundle, expected none or a bundle to replace")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch, "new")
+        fresh.mkdir()
+        _write_contents(fresh, new)
+        (fresh / MANIFEST).write_bytes(render_manifest(_describe(fresh, new)))
+        load_bundle(fresh)
+        if folder.exists():
+            folder.rename(Path(scratch, "old"))
+        fresh.rename(folder)
+    return load_bundle(folder)
+
+
+def _describe(folder: Path, new: NewBundle) -> Manifest:
+    """The manifest of the files that are in `folder`."""
+    files = {name: FileEntry(_sha256(path, name), path.stat().st_size) for name, path in sorted(_files_on_disk(folder))}
+    return Manifest(
+        schema=SCHEMA,
+        name=new.name,
+        version=new.version,
+        created=new.created or datetime.now(UTC).isoformat(timespec="seconds"),
+        intended_use=new.intended_use,
+        limits=new.limits,
+        licence=new.licence,
+        provenance=new.provenance,
+        orientation=ORIENTATION,
+        axes=AXES,
+        sequences=SEQUENCES,
+        labels_from_regions=LABEL_RULE,
+        models=tuple(model.entry for model in new.models),
+        files=files,
+        scores=new.scores,
+    )
+
+
+def _write_contents(folder: Path, new: NewBundle) -> None:
+    for model in new.models:
+        if set(model.networks) != set(model.entry.folds):
+            raise BundleError(
+                f"{model.entry.name}: found networks of folds {sorted(model.networks)}, expected those listed"
+            )
+        (folder / model.entry.name).mkdir()
+        _write_json(folder / model.entry.name / "plans.json", model.plans)
+        for fold, network in model.networks.items():
+            _write_network(folder, model.entry, fold, network, "half_precision" in new.scores)
+    _write_json(folder / "thresholds.json", thresholds_to_json(new.thresholds))
+    for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
+        if tables is not None:
+            _write_json(folder / f"{stem}.json", subtypes_to_json(tables))
+            _write_tensors(folder / f"{stem}.safetensors", tables.arrays)
+    if new.folds is not None:
+        _write_json(folder / "folds.json", new.folds)
+    for name, text in new.texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def _write_network(
+    folder: Path, entry: ModelEntry, fold: int, network: Mapping[str, FloatArray] | Path, half_allowed: bool
+) -> None:
+    if isinstance(network, Path):
+        for name in network_files(entry, fold):
+            target = folder / name
+            shutil.copyfile(network.with_suffix(target.suffix), target)
+        return
+    if not half_allowed and any(array.dtype == np.float16 for array in network.values()):
+        raise BundleError(
+            f"{entry.name}: fold {fold} holds float16, but scores.half_precision does not say how well it agrees"
+        )
+    _write_tensors(folder / network_files(entry, fold)[0], network)
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, FloatArray]) -> None:
+    from safetensors.numpy import save
+
+    # safetensors stores memory as it lies: a transposed array would be stored wrongly.
+    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))

@@ -1,0 +1,48 @@
+"""A bundle of two tiny random networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.bundle.manifest import ModelEntry
+from inference.bundle.store import NewModel, write_bundle
+from tests.inference.tiny import FOLDS, MEDNEXT, UNET, describe, plans
+
+
+@pytest.fixture
+def plain_models() -> tuple[NewModel, ...]:
+    """Two models whose tensors are no network's, for tests that build none."""
+    generator = np.random.default_rng(0)
+
+    def model(name: str, family: str, architecture: dict[str, object], weight: float) -> NewModel:
+        entry = ModelEntry(name, family, "regions", "safetensors", FOLDS, weight)
+        networks = {fold: {"weight": generator.normal(size=(2, 3)).astype(np.float32)} for fold in FOLDS}
+        return NewModel(entry, plans(architecture), networks)
+
+    return (
+        model("nnunet", "PlainConvUNet", UNET, 0.4722),
+        model("mednext", "MedNeXt", MEDNEXT, 0.5278),
+    )
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole bundle of two tiny random networks with two folds each; read-only by convention."""
+    import torch
+
+    from inference.predict.networks import build_network, deployed_weights
+
+    torch.manual_seed(0)
+    models = []
+    for name, architecture, weight in (("nnunet", UNET, 0.4722), ("mednext", MEDNEXT, 0.5278)):
+        networks = {}
+        for fold in FOLDS:
+            network = build_network(architecture, 4, 3)
+            networks[fold] = deployed_weights(network, network.state_dict())
+        family = str(architecture["network_class_name"]).rpartition(".")[2]
+        entry = ModelEntry(name, family, "regions", "safetensors", FOLDS, weight)
+        models.append(NewModel(entry, plans(architecture), networks))
+    return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", describe(tuple(models))).path
