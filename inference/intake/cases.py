@@ -1,0 +1,229 @@
+"""Finding cases: which files of a folder belong to which case, and which sequence each of them is."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from inference.errors import CaseError, FolderError
+from inference.labels import SEQUENCES
+
+_ALIASES: Final[Mapping[str, str]] = {
+    "t1n": "t1n", "t1": "t1n", "0000": "t1n",
+    "t1c": "t1c", "t1ce": "t1c", "t1gd": "t1c", "0001": "t1c",
+    "t2w": "t2w", "t2": "t2w", "0002": "t2w",
+    "t2f": "t2f", "flair": "t2f", "0003": "t2f",
+}  # fmt: skip
+"""How a file name ends, and the sequence that this means: BraTS from 2023, BraTS up to 2021, nnU-Net."""
+
+_NAME: Final = re.compile(
+    r"(?P<id>.*?)(?:(?:^|[-_])(?P<word>t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)|_(?P<number>000[0-3]))\.nii(?:\.gz)?",
+    re.IGNORECASE | re.DOTALL,
+)
+
+_STRAY_FOLDERS: Final = frozenset({"__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
+
+_LONGEST_NAME: Final = 255
+"""Bytes in a file name on the usual file systems."""
+
+_SUFFIX: Final = ".nii.gz"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case: four sequences of one patient at one time."""
+
+    id: str
+    """As in the file names; the result is called `<id>.nii.gz`."""
+    paths: Mapping[str, Path]
+    """One file for each of `labels.SEQUENCES`."""
+
+
+@dataclass(frozen=True)
+class CaseListing:
+    """What a folder holds."""
+
+    cases: tuple[Case, ...]
+    """The complete cases, by ID."""
+    problems: tuple[CaseError, ...]
+    """One for each case that cannot be attempted, by ID."""
+    found: Mapping[str, Mapping[str, Path]] = field(default_factory=dict)
+    """For each case in `problems`, the sequences of it that are there and unambiguous."""
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A name that says that it is a sequence of a case."""
+
+    id: str
+    """Empty where the name says nothing but the sequence."""
+    sequence: str
+    path: Path
+
+
+def printable(name: str) -> str:
+    """A name from the file system that is safe on one line of a log: anything unprintable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
+    """The cases in `folder`: files side by side, or one sub-folder for each case, or both.
+
+    Names end in the sequence (`-t1n`, `_t1ce`, `_0003`, …; `.nii` or `.nii.gz`; case does not matter) and begin with the ID; a
+    file whose whole name is the sequence belongs to the case that its folder names. Hidden and other files are ignored,
+    and so are sub-folders in `ignored` (an output folder inside the input folder, say) and links to a folder that
+    contains them. A sub-folder without any sequence is a problem, unless the cases lie side by side.
+
+    Raises FolderError where `folder` cannot be read or holds nothing like a case.
+    """
+    candidates, folders = _candidates(folder)
+    problems: list[CaseError] = []
+    hidden = {os.path.realpath(path) for path in ignored}
+    flat = bool(candidates)
+    for subfolder in folders:
+        real = os.path.realpath(subfolder)
+        if real in hidden or Path(os.path.realpath(folder)).is_relative_to(real):
+            continue
+        try:
+            inside = _in_subfolder(subfolder)
+        except CaseError as error:
+            problems.append(error)
+            continue
+        candidates += inside
+        if not inside and not flat:
+            problems.append(_empty(subfolder))
+    if not candidates:
+        raise FolderError(
+            f"{printable(str(folder))}: no case found: none of its files and none in its {len(folders)} sub-folders is named "
+            f"like a sequence (expected <ID>/<ID>-t1n{_SUFFIX}, -t1c, -t2w, -t2f, or <ID>_t1, _t1ce, _t2, _flair)"
+        )
+    return _listing(candidates, problems)
+
+
+def _candidates(folder: Path) -> tuple[list[_Candidate], list[Path]]:
+    """Names in `folder` that look like a sequence, and its sub-folders, both sorted by name (FolderError)."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not entry.name.startswith("."))
+    except OSError as error:
+        raise FolderError(f"{printable(str(folder))}: cannot be read ({error.strerror or error})") from error
+    candidates, folders = [], []
+    for name in names:
+        match = _NAME.fullmatch(name)
+        path = folder / name
+        if match:
+            word = match["word"] or match["number"]
+            identifier = match["id"] or printable(Path(os.path.realpath(folder)).name)
+            candidates.append(_Candidate(identifier, _ALIASES[word.lower()], path))
+        elif name not in _STRAY_FOLDERS and os.path.isdir(path):  # noqa: PTH112 (never raises, unlike Path.is_dir on a loop)
+            folders.append(path)
+    return candidates, folders
+
+
+def _in_subfolder(folder: Path) -> list[_Candidate]:
+    """The candidates of one sub-folder (CaseError where it is unreadable or mixes the files of several cases)."""
+    try:
+        candidates, _ = _candidates(folder)
+    except FolderError as error:
+        raise CaseError(printable(folder.name), f"its folder {error}") from error
+    groups = _grouped(candidates)
+    if len(groups) > 1 and not any(len(group) == len(SEQUENCES) for group in groups.values()):
+        raise CaseError(
+            printable(folder.name),
+            "the files in its folder carry different IDs",
+            found=_shortened(sorted(groups)),
+            expected="one ID, or all sequences of each",
+        )
+    return candidates
+
+
+def _empty(folder: Path) -> CaseError:
+    return CaseError(
+        printable(folder.name),
+        "its folder holds no sequence",
+        found="no file named like one",
+        expected=", ".join(f"{printable(folder.name)}-{sequence}{_SUFFIX}" for sequence in SEQUENCES),
+    )
+
+
+def _grouped(candidates: Iterable[_Candidate]) -> dict[str, dict[str, list[Path]]]:
+    """ID → sequence → the files that claim to be it, each file once however many links lead to it."""
+    groups: dict[str, dict[str, list[Path]]] = {}
+    for candidate in candidates:
+        paths = groups.setdefault(candidate.id, {}).setdefault(candidate.sequence, [])
+        if not paths or os.path.realpath(candidate.path) not in map(os.path.realpath, paths):
+            paths.append(candidate.path)
+    return groups
+
+
+def _listing(candidates: Iterable[_Candidate], problems: list[CaseError]) -> CaseListing:
+    cases: list[Case] = []
+    found: dict[str, Mapping[str, Path]] = {}
+    for identifier, paths in _grouped(candidates).items():
+        try:
+            cases.append(_case(identifier, paths))
+        except CaseError as error:
+            problems.append(error)
+            found[error.case] = {sequence: files[0] for sequence, files in paths.items() if len(files) == 1}
+    return CaseListing(
+        tuple(sorted(cases, key=lambda case: case.id)), tuple(sorted(problems, key=lambda problem: problem.case)), found
+    )
+
+
+def _case(identifier: str, paths: Mapping[str, list[Path]]) -> Case:
+    """The case, or a CaseError that says what is wrong with its names or files."""
+    _check_id(identifier)
+    for sequence, files in paths.items():
+        if len(files) > 1:
+            names = _shortened([str(file) for file in files])
+            raise CaseError(identifier, f"{sequence} is there {len(files)} times", found=names, expected="one file")
+    missing = [sequence for sequence in SEQUENCES if sequence not in paths]
+    if missing:
+        there = [paths[sequence][0].name for sequence in SEQUENCES if sequence in paths]
+        raise CaseError(
+            identifier,
+            f"missing {' and '.join(missing)}",
+            found=_shortened(there),
+            expected=f"a file for each of {', '.join(SEQUENCES)}",
+        )
+    for files in paths.values():
+        _check_regular(identifier, files[0])
+    return Case(identifier, {sequence: paths[sequence][0] for sequence in SEQUENCES})
+
+
+def _check_id(identifier: str) -> None:
+    """Refuse an ID that would be unsafe as a file name here or on another system, or in a log."""
+    shown = printable(identifier)
+    if shown != identifier or "\\" in identifier:
+        raise CaseError(
+            shown, "its name cannot be used", found="control characters, or a backslash", expected="plain text"
+        )
+    size = len(os.fsencode(identifier + _SUFFIX))
+    if size > _LONGEST_NAME:
+        raise CaseError(
+            shown, "its name is too long for the result", found=f"{size} bytes", expected=f"at most {_LONGEST_NAME}"
+        )
+
+
+def _check_regular(identifier: str, path: Path) -> None:
+    """Refuse what is named like a file but is none, without opening it (a pipe would wait for ever)."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise CaseError(
+            identifier, f"{path.name}: cannot be read", found=error.strerror or str(error), expected="a readable file"
+        ) from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
+        raise CaseError(identifier, f"{path.name}: not a file", found=kind, expected="a NIfTI file")
+
+
+def _shortened(names: list[str], most: int = 4) -> str:
+    """Names on one line, the first few of them."""
+    rest = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(map(printable, names[:most])) + rest

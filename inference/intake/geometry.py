@@ -1,0 +1,278 @@
+"""Where the voxels of a NIfTI image lie, and the way to canonical RAS and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import CaseError
+
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+_SPATIAL_FIELDS: Final = (
+    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
+)  # fmt: skip
+"""The header fields that say where the voxels lie; nothing else of an input's header goes into an output."""
+
+_FLAT: Final = 1e-3
+"""Volume of a voxel over the product of its edges, below which an affine counts as singular."""
+
+SHEAR_NOTED: Final = 1e-3
+"""Largest cosine between two voxel axes that passes without a word."""
+
+SHEAR_REFUSED: Final = 0.1
+"""Largest cosine between two voxel axes that is accepted: about 6 degrees from a right angle."""
+
+OBLIQUE_NOTED: Final = 10.0
+"""Degrees between voxel axes and anatomical axes from which a scan is said not to be in atlas space."""
+
+SPACING_LIMITS: Final = (0.1, 10.0)
+"""Smallest and largest voxel edge, in mm, that is accepted."""
+
+LARGEST_VOLUME: Final = 2.0**27
+"""Largest field of view in mm³ (a cube of 512 mm): on the networks' grid of about 1 mm it is as many voxels."""
+
+SAME_PLACE: Final = 0.1
+"""Two images lie in the same place where no corner differs by more than this part of the smallest voxel edge."""
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """Geometry of one image as stored, exactly enough to write another image in its place."""
+
+    shape: tuple[int, int, int]
+    """Stored shape, without trailing axes of length one."""
+    affine: NDArray[np.float64]
+    """(4, 4), stored voxel indices to world mm (RAS+): the one in force, see :func:`read_geometry`."""
+    qform: NDArray[np.float64] | None
+    """(4, 4) as stored, whatever its code; None where the header's quaternion means none."""
+    qform_code: int
+    sform: NDArray[np.float64]
+    """(4, 4) as stored, whatever its code."""
+    sform_code: int
+    zooms: tuple[float, float, float]
+    """Voxel sizes that the header states (`pixdim`), stored axes."""
+    units: int
+    """`xyzt_units` as stored."""
+    orientation: NDArray[np.float64]
+    """(3, 2), nibabel's orientation of stored axes with respect to RAS."""
+    header: bytes
+    """The NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header, little-endian; what is written back comes from here, bit by bit."""
+
+    @property
+    def codes(self) -> str:
+        """Directions of the stored axes, such as LPS."""
+        return "".join(nib.orientations.ornt2axcodes(self.orientation))
+
+    @property
+    def canonical_shape(self) -> tuple[int, int, int]:
+        """Shape in canonical RAS."""
+        x, y, z = (self.shape[axis] for axis in self._stored_axes)
+        return x, y, z
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Voxel edges in mm by the affine, canonical axes."""
+        x, y, z = (float(np.linalg.norm(self.affine[:3, axis])) for axis in self._stored_axes)
+        return x, y, z
+
+    @property
+    def canonical_affine(self) -> NDArray[np.float64]:
+        """(4, 4), canonical voxel indices to world mm."""
+        change = nib.orientations.inv_ornt_aff(self.orientation, self.shape)
+        return np.asarray(self.affine @ change, np.float64)
+
+    @property
+    def _stored_axes(self) -> list[int]:
+        """For each canonical axis, the stored one."""
+        return [int(axis) for axis in np.argsort(self.orientation[:, 0])]
+
+    def to_canonical(self, stored: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """A view in canonical RAS of an array (stored shape, any further axes)."""
+        view: NDArray[_Scalar] = nib.orientations.apply_orientation(stored, self.orientation)
+        return view
+
+    def from_canonical(self, canonical: NDArray[_Scalar]) -> NDArray[_Scalar]:
+        """A view in the stored orientation of an array (canonical shape, any further axes)."""
+        identity = nib.orientations.axcodes2ornt("RAS")
+        back = nib.orientations.ornt_transform(identity, self.orientation)
+        view: NDArray[_Scalar] = nib.orientations.apply_orientation(canonical, back)
+        return view
+
+    def displacement(self, other: Geometry) -> float:
+        """Largest distance in mm between the same corner of both canonical grids, which have the same shape."""
+        corners = _corners(self.canonical_shape)
+        with np.errstate(all="ignore"):
+            return float(np.linalg.norm((self.canonical_affine - other.canonical_affine)[:3] @ corners, axis=0).max())
+
+    def new_header(self, dtype: np.dtype[np.generic], further: Sequence[int] = ()) -> nib.Nifti1Header:
+        """A header for an array of `dtype` in this place: the spatial fields of this one, and nothing else of it."""
+        source = _header_class(self.header)(self.header, "<", check=False)
+        header = type(source)(endianness="<")
+        header.set_data_dtype(dtype)
+        header.set_data_shape((*self.shape, *further))
+        for name in _SPATIAL_FIELDS:
+            header[name] = source[name]
+        header["vox_offset"] = len(self.header) + 4
+        header["scl_slope"], header["scl_inter"] = 1, 0
+        return header
+
+
+def _header_class(block: bytes) -> type[nib.Nifti1Header]:
+    return nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
+
+
+def geometry_on(shape: tuple[int, int, int], affine: NDArray[np.floating]) -> Geometry:
+    """The geometry of a new image of `shape` whose sform and qform are both `affine` (code 1, millimetres)."""
+    header = nib.Nifti1Header(endianness="<")
+    header.set_data_shape(shape)
+    header.set_xyzt_units("mm")
+    header.set_qform(affine, 1)
+    header.set_sform(affine, 1)
+    return read_geometry(header, shape, "new image", "new image", [], [])
+
+
+def atlas_geometry() -> Geometry:
+    """The grid that BraTS publishes its adult gliomas on: 240 × 240 × 155, 1 mm, LPS, origin (0, 239, 0)."""
+    return geometry_on((240, 240, 155), np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]))
+
+
+def read_geometry(
+    header: nib.Nifti1Header, shape: tuple[int, int, int], case: str, name: str, repairs: list[str], warnings: list[str]
+) -> Geometry:
+    """The geometry that a header states for an image of `shape`; what was mended or is odd is added to the lists.
+
+    The affine in force is nibabel's choice: the sform where its code is set, else the qform where its code is set, else the
+    voxel sizes alone. A form that is not finite or has no volume is passed over for the next. CaseError where none is left,
+    or where the voxels are sheared, or of a size that no brain scan has.
+    """
+    sform = np.asarray(header.get_sform(), np.float64)
+    qform = _qform(header)
+    affine = _affine_in_force(header, sform, qform, case, name, repairs, warnings)
+    _check_edges(affine, shape, case, name)
+    _check_angles(affine, case, name, warnings)
+    return Geometry(
+        shape=shape,
+        affine=affine,
+        qform=qform,
+        qform_code=int(header["qform_code"]),
+        sform=sform,
+        sform_code=int(header["sform_code"]),
+        zooms=(float(header["pixdim"][1]), float(header["pixdim"][2]), float(header["pixdim"][3])),
+        units=int(header["xyzt_units"]),
+        orientation=np.asarray(nib.io_orientation(affine), np.float64),
+        header=header.as_byteswapped("<").binaryblock,
+    )
+
+
+def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
+    """The header's qform, voxel sizes below zero taken without their sign as nibabel does on loading."""
+    mended = header.copy()
+    sizes = np.abs(mended["pixdim"][1:4])
+    mended["pixdim"][1:4] = np.where(sizes > 0, sizes, 1)
+    if abs(float(mended["pixdim"][0])) != 1:
+        mended["pixdim"][0] = 1
+    try:
+        with np.errstate(all="ignore"):
+            return np.asarray(mended.get_qform(), np.float64)
+    except (nib.spatialimages.HeaderDataError, ValueError, ArithmeticError):
+        return None
+
+
+def _usable(affine: NDArray[np.float64] | None) -> bool:
+    """Whether an affine is finite and its voxels have a volume."""
+    if affine is None or not np.isfinite(affine).all():
+        return False
+    with np.errstate(all="ignore"):
+        edges = np.linalg.norm(affine[:3, :3], axis=0)
+        if not (np.isfinite(edges).all() and (edges > 0).all()):
+            return False
+        return bool(abs(np.linalg.det(affine[:3, :3] / edges)) > _FLAT)
+
+
+def _affine_in_force(
+    header: nib.Nifti1Header,
+    sform: NDArray[np.float64],
+    qform: NDArray[np.float64] | None,
+    case: str,
+    name: str,
+    repairs: list[str],
+    warnings: list[str],
+) -> NDArray[np.float64]:
+    forms = {"sform": (int(header["sform_code"]), sform), "qform": (int(header["qform_code"]), qform)}
+    coded = {form: affine for form, (code, affine) in forms.items() if code > 0}
+    usable = {form: affine for form, affine in coded.items() if affine is not None and _usable(affine)}
+    broken = [form for form in coded if form not in usable]
+    if broken and not usable:
+        rows = "none" if coded[broken[0]] is None else np.array2string(sform[:3], precision=3).replace("\n", "")
+        raise CaseError(case, f"{name}: {broken[0]} has no inverse", found=rows, expected="an invertible affine")
+    if broken:
+        repairs.append(f"the {broken[0]} has no inverse, the {next(iter(usable))} was used")
+    if not usable:
+        base = np.asarray(header.get_base_affine(), np.float64)
+        if not _usable(base):
+            found = str(header["pixdim"][1:4])
+            raise CaseError(case, f"{name}: voxel sizes", found=found, expected="three positive sizes in mm")
+        warnings.append("neither sform nor qform is set: left and right are a guess (x is taken to point left)")
+        return base
+    if len(usable) == 2:
+        _note_disagreement(usable["sform"], usable["qform"], header, warnings)
+    return next(iter(usable.values()))
+
+
+def _note_disagreement(
+    sform: NDArray[np.float64], qform: NDArray[np.float64], header: nib.Nifti1Header, warnings: list[str]
+) -> None:
+    """Say so where the two forms put a corner of the image at places that differ by a noticeable part of a voxel."""
+    corners = _corners([int(n) for n in header["dim"][1:4]])
+    with np.errstate(all="ignore"):
+        distance = float(np.linalg.norm((sform - qform)[:3] @ corners, axis=0).max())
+    if distance > SAME_PLACE * float(np.linalg.norm(sform[:3, :3], axis=0).min()):
+        warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
+
+
+def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
+    """(4, 8) homogeneous voxel indices of the corners."""
+    ends = np.array([[0, n - 1] for n in shape], np.float64)
+    grid = np.stack(np.meshgrid(*ends, indexing="ij")).reshape(3, 8)
+    return np.vstack([grid, np.ones((1, 8))])
+
+
+def _check_edges(affine: NDArray[np.float64], shape: tuple[int, int, int], case: str, name: str) -> None:
+    edges = np.linalg.norm(affine[:3, :3], axis=0)
+    low, high = SPACING_LIMITS
+    found = " × ".join(f"{edge:.4g}" for edge in edges) + " mm"
+    if edges.min() < low or edges.max() > high:
+        raise CaseError(case, f"{name}: voxel size", found=found, expected=f"edges of {low:g} to {high:g} mm")
+    volume = float(np.prod(edges * shape))
+    if volume > LARGEST_VOLUME:
+        raise CaseError(
+            case,
+            f"{name}: field of view",
+            found=f"{' × '.join(map(str, shape))} voxels of {found}",
+            expected=f"at most {LARGEST_VOLUME / 1e6:.0f} litres",
+        )
+
+
+def _check_angles(affine: NDArray[np.float64], case: str, name: str, warnings: list[str]) -> None:
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
+    if shear > SHEAR_REFUSED:
+        degrees = 90 - np.degrees(np.arccos(min(shear, 1.0)))
+        raise CaseError(
+            case,
+            f"{name}: sheared voxels",
+            found=f"axes {degrees:.0f}° from a right angle",
+            expected="axes at right angles: resample the scan",
+        )
+    if shear > SHEAR_NOTED:
+        warnings.append(f"voxel axes are not quite at right angles (cosine {shear:.2g})")
+    tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max())
+    if tilt > OBLIQUE_NOTED:
+        warnings.append(f"voxel axes are tilted by {tilt:.0f}°: register the scan to the atlas first")

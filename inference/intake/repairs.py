@@ -1,0 +1,140 @@
+"""Voxels that no scanner meant: found, mended, and said so; and scans that are not what the networks were trained on."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import CaseError
+from inference.labels import SEQUENCES
+
+_MOST_SATURATED: Final = 64
+"""Most voxels of a sequence that count as isolated ..."""
+
+_SATURATED_SHARE: Final = 1e-4
+"""... and the largest part of the brain."""
+
+_GAP: Final = 1.5
+"""A value is far outside the rest where its distance from the median is this many times that of the next one. In 52 sequences of
+public cases the widest natural gap is 1.1."""
+
+_BACKGROUND_SHARE: Final = 0.2
+"""Part of the volume that has to be one value, which all corners have too, for that value to be background."""
+
+SPACING_EXPECTED: Final = (0.9, 1.1)
+"""Voxel edges in mm that the networks were trained on."""
+
+BRAIN_EXPECTED: Final = (600.0, 2200.0)
+"""Volume in ml of a stripped brain; public cases have 1200 to 1650."""
+
+_ZEROS_EXPECTED: Final = 0.2
+"""Least part of a skull-stripped volume that is background."""
+
+_FEWEST_VALUES: Final = 16
+"""Least number of different values in a sample of brain voxels of a scan."""
+
+
+def mend_voxels(sequence: NDArray[np.float32], case: str, name: str) -> list[str]:
+    """Mend one sequence (X, Y, Z) in place and say what was done; CaseError where nothing is left to segment.
+
+    Non-finite voxels become 0; a constant background other than 0 becomes 0; isolated voxels far outside the rest get the median of
+    their neighbours.
+    """
+    notes = []
+    finite = np.isfinite(sequence)
+    if not finite.all():
+        count = int(sequence.size - np.count_nonzero(finite))
+        sequence[~finite] = 0
+        notes.append(f"{_voxels(count)} not finite, set to 0")
+    notes += _zero_background(sequence)
+    brain = sequence[sequence != 0]
+    if brain.size == 0:
+        raise CaseError(
+            case, f"{name}: empty", found="all voxels 0", expected="a brain" + " in finite voxels" * bool(notes)
+        )
+    if brain.min() == brain.max():
+        raise CaseError(case, f"{name}: no contrast", found=f"one value, {brain[0]:g}, besides 0", expected="a scan")
+    return notes + _mend_saturated(sequence, brain)
+
+
+def _voxels(count: int) -> str:
+    return "1 voxel" if count == 1 else f"{count} voxels"
+
+
+def _zero_background(sequence: NDArray[np.float32]) -> list[str]:
+    """Set a constant background to 0: networks and brain masks take 0 as outside."""
+    corners = [sequence[corner] for corner in itertools.product((0, -1), repeat=3)]
+    value = corners[0]
+    if value == 0 or any(corner != value for corner in corners):
+        return []
+    background = sequence == value
+    if _BACKGROUND_SHARE * sequence.size > np.count_nonzero(background) or background.all():
+        return []
+    sequence[background] = 0
+    return [f"background was {value:g} throughout, set to 0"]
+
+
+def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32]) -> list[str]:
+    """Replace isolated voxels far above or below the rest of the brain (its nonzero voxels, in any order)."""
+    notes = []
+    centre = float(np.median(brain[:: max(1, brain.size // 2**16)]))
+    most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
+    for sign, word in ((1, "above"), (-1, "below")):
+        distances = sign * (brain.astype(np.float64) - centre)
+        farthest = np.sort(np.partition(distances, -most - 1)[-most - 1 :])
+        gaps = np.flatnonzero((farthest[:-1] > 0) & (farthest[1:] > _GAP * farthest[:-1]))
+        if gaps.size == 0:
+            continue
+        limit = centre + sign * farthest[gaps[0]]
+        places = np.argwhere(sign * sequence > sign * limit)
+        extreme = sign * float(farthest[-1]) + centre
+        for place in places:
+            _mend_voxel(sequence, place, sign, limit)
+        notes.append(
+            f"{_voxels(len(places))} far {word} the rest (up to {extreme:g}), set to the median of their neighbours"
+        )
+    return notes
+
+
+def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: int, limit: float) -> None:
+    around = sequence[tuple(slice(max(0, i - 1), i + 2) for i in place)]
+    others = around[sign * around <= sign * limit]
+    sequence[tuple(place)] = np.median(others) if others.size else 0
+
+
+def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) -> list[str]:
+    """What about a scan (4, X, Y, Z) is unlike a skull-stripped brain in atlas space at 1 mm."""
+    warnings = []
+    low, high = SPACING_EXPECTED
+    if not all(low <= edge <= high for edge in spacing):
+        sizes = " × ".join(f"{edge:.3g}" for edge in spacing)
+        warnings.append(f"voxels of {sizes} mm: the scan is resampled for the networks, which expect about 1 mm")
+    brain = (data != 0).any(axis=0)
+    share = 1 - np.count_nonzero(brain) / brain.size
+    volume = np.count_nonzero(brain) * float(np.prod(spacing)) / 1000
+    if share < _ZEROS_EXPECTED:
+        warnings.append(
+            f"only {share:.0%} of the voxels are 0: the scan looks unstripped or is in native space; "
+            "register it to the atlas and strip the skull first"
+        )
+    elif not BRAIN_EXPECTED[0] <= volume <= BRAIN_EXPECTED[1]:
+        warnings.append(f"brain of {volume:.0f} ml, where {BRAIN_EXPECTED[0]:.0f} to {BRAIN_EXPECTED[1]:.0f} are usual")
+    return warnings + _odd_values(data)
+
+
+def _odd_values(data: NDArray[np.float32]) -> list[str]:
+    """Sequences that hold too few values for a scan, or are copies of one another."""
+    warnings = []
+    step = max(1, data[0].size // 2**16)
+    samples = [sequence.reshape(-1, order="A")[::step] for sequence in data]
+    for name, sample in zip(SEQUENCES, samples, strict=True):
+        values = np.unique(sample[sample != 0])
+        if values.size < _FEWEST_VALUES:
+            warnings.append(f"{name}: only {values.size} different values in a sample, unlike a scan")
+    for (i, first), (j, second) in itertools.combinations(enumerate(samples), 2):
+        if np.array_equal(first, second) and np.array_equal(data[i], data[j]):
+            warnings.append(f"{SEQUENCES[i]} and {SEQUENCES[j]} are the same image")
+    return warnings

@@ -1,0 +1,178 @@
+"""A case as the networks want it, and results back in the geometry of the case."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import CaseError
+from inference.intake.cases import Case
+from inference.intake.geometry import SAME_PLACE, Geometry
+from inference.intake.nifti import Image, open_image, read_voxels
+from inference.intake.repairs import mend_voxels, odd_anatomy
+from inference.intake.writing import write_whole
+from inference.labels import SEQUENCES, Label
+
+__all__ = ["Geometry", "Scan", "read_geometry_of", "read_labels", "read_scan", "write_fractions", "write_labels"]
+
+_REFERENCE: Final = "t1n"
+"""The sequence whose geometry the result takes."""
+
+_SEVERAL_AT_ONCE: Final = 2**24
+"""Voxels up to which the four sequences are decompressed side by side, and above which one after another."""
+
+_COMPRESSION: Final = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """One case, read, checked and repaired."""
+
+    case: str
+    """ID of the case."""
+    data: NDArray[np.float32]
+    """(4, X, Y, Z), canonical RAS, sequences in the order of `labels.SEQUENCES`. In memory x runs fastest, as in the files."""
+    spacing: tuple[float, float, float]
+    """Voxel edges in mm along the canonical axes."""
+    geometry: Geometry
+    """Of the stored t1n."""
+    repairs: tuple[str, ...]
+    """What was mended, each with its sequence."""
+    warnings: tuple[str, ...]
+    """What is odd but was left alone, each with its sequence."""
+
+
+def read_scan(case: Case) -> Scan:
+    """Read, check and repair the four sequences of a case.
+
+    All four headers are compared before any voxel is read: the shapes in canonical RAS must be equal and every corner must lie in the
+    same place to within a tenth of a voxel. Raises CaseError with the file, what was found and what was expected.
+    """
+    images = {sequence: open_image(case.paths[sequence], case.id) for sequence in SEQUENCES}
+    reference = images[_REFERENCE].geometry
+    repairs = {sequence: list(image.repairs) for sequence, image in images.items()}
+    for sequence, image in images.items():
+        repairs[sequence] += _same_grid(case.id, image, images[_REFERENCE])
+    x, y, z = reference.canonical_shape
+    data = np.empty((len(SEQUENCES), z, y, x), np.float32).transpose(0, 3, 2, 1)
+    with ThreadPoolExecutor(len(SEQUENCES) if x * y * z <= _SEVERAL_AT_ONCE else 1) as pool:
+        mended = list(pool.map(_read_sequence, images.values(), data))
+    for sequence, notes in zip(SEQUENCES, mended, strict=True):
+        repairs[sequence] += notes
+    warnings = {sequence: list(image.warnings) for sequence, image in images.items()}
+    return Scan(
+        case=case.id,
+        data=data,
+        spacing=reference.spacing,
+        geometry=reference,
+        repairs=_merged(repairs),
+        warnings=(*_merged(warnings), *odd_anatomy(data, reference.spacing)),
+    )
+
+
+def _same_grid(case: str, image: Image, reference: Image) -> list[str]:
+    """Nothing, or the note that an image is stored in another orientation; CaseError where it lies elsewhere."""
+    geometry, expected = image.geometry, reference.geometry
+    if geometry.canonical_shape != expected.canonical_shape:
+        shapes = ["×".join(map(str, shape)) for shape in (geometry.canonical_shape, expected.canonical_shape)]
+        raise CaseError(
+            case, f"{image.path.name}: another shape", found=shapes[0], expected=f"{shapes[1]} as {reference.path.name}"
+        )
+    distance = geometry.displacement(expected)
+    limit = SAME_PLACE * min(expected.spacing)
+    if not distance <= limit:
+        raise CaseError(
+            case,
+            f"{image.path.name}: another place, orientation or voxel size",
+            found=f"corners up to {distance:.3g} mm from those of {reference.path.name}",
+            expected=f"at most {limit:.2g} mm",
+        )
+    if geometry.codes != expected.codes:
+        return [f"stored as {geometry.codes} beside a t1n stored as {expected.codes}, reoriented"]
+    return []
+
+
+def _read_sequence(image: Image, into: NDArray[np.float32]) -> list[str]:
+    """Fill `into` (X, Y, Z; canonical RAS) with the voxels of an image; returns what was mended."""
+    stored, notes = read_voxels(image)
+    _scale_into(image, image.geometry.to_canonical(stored), into)
+    return [*notes, *mend_voxels(into, image.case, image.path.name)]
+
+
+def _scale_into(image: Image, stored: NDArray[np.generic], into: NDArray[np.float32]) -> None:
+    with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and is mended like other such voxels
+        if image.slope == 1 and image.intercept == 0:
+            into[...] = stored
+        else:
+            into[...] = stored.astype(np.float64) * image.slope + image.intercept
+
+
+def _merged(notes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
+    """Notes with their sequence in front; one that all sequences share is said once."""
+    shared = [note for note in notes[_REFERENCE] if all(note in others for others in notes.values())]
+    single = [f"{sequence}: {note}" for sequence, own in notes.items() for note in own if note not in shared]
+    return (*(f"all sequences: {note}" for note in shared), *single)
+
+
+def read_geometry_of(path: Path) -> Geometry:
+    """The geometry of the image at `path`, from its header alone (CaseError)."""
+    return open_image(path, path.name).geometry
+
+
+def read_labels(path: Path) -> tuple[NDArray[np.uint8], Geometry]:
+    """A label map (X, Y, Z) in canonical RAS, and the geometry that it is stored in.
+
+    ET is 3, or 4 in releases up to BraTS 2021: where no voxel is 3, 4 becomes 3. Raises CaseError (whose case is the name of
+    the file) where the file is no image, or holds anything but these whole numbers.
+    """
+    image = open_image(path, path.name)
+    stored, _ = read_voxels(image)
+    values = np.empty(stored.shape, np.float32, order="F")
+    _scale_into(image, stored, values)
+    labels = np.zeros(stored.shape, np.uint8, order="F")
+    known = values == Label.BACKGROUND
+    for value in (1, 2, 3, 4):
+        here = values == value
+        known |= here
+        if value == 4 and here.any():
+            if (labels == Label.ET).any():
+                raise CaseError(
+                    image.case, "labels", found="both 3 and 4", expected="3 or 4 as enhancing tumour, not both"
+                )
+        labels[here] = Label.ET if value == 4 else value
+    if not known.all():
+        odd = ", ".join(f"{value:g}" for value in np.unique(values[~known])[:4])
+        raise CaseError(image.case, "labels", found=odd, expected="0, 1, 2 and 3 (or 4)")
+    return np.ascontiguousarray(image.geometry.to_canonical(labels)), image.geometry
+
+
+def write_labels(labels: NDArray[np.uint8], geometry: Geometry, path: Path) -> None:
+    """Write labels (X, Y, Z; canonical RAS) as uint8 in the shape, affine, forms and codes of `geometry`.
+
+    The file appears whole or not at all, and the same labels give the same bytes. Raises FolderError where it cannot be written.
+    """
+    _write(labels.astype(np.uint8, casting="safe", copy=False), geometry, path, slope=1.0)
+
+
+def write_fractions(volume: NDArray[np.floating], geometry: Geometry, path: Path) -> None:
+    """Write fractions in [0, 1], (X, Y, Z) or (X, Y, Z, C), canonical RAS, as uint8 with a slope of 1/255; else as write_labels."""
+    _write(np.rint(volume * 255).astype(np.uint8), geometry, path, slope=1 / 255)
+
+
+def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float) -> None:
+    if values.shape[:3] != geometry.canonical_shape:
+        raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
+    stored = geometry.from_canonical(values)
+    header = geometry.new_header(stored.dtype, stored.shape[3:])
+    header["scl_slope"] = slope
+    contents = header.binaryblock + bytes(4) + stored.tobytes(order="F")
+    if path.suffix == ".gz":
+        contents = gzip.compress(contents, _COMPRESSION, mtime=0)
+    write_whole(path, contents)
