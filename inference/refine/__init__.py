@@ -1,0 +1,1 @@
+"""From labels as predicted to the final labels: radiomic features, tumour subtype, clean-up."""
