@@ -1,0 +1,127 @@
+"""What this machine offers, told without importing anything that computes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import metadata, util
+from pathlib import Path
+from typing import TypeVar
+
+_LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "pyradiomics", "safetensors", "connected-components-3d")
+_GIB = 2**30
+_Parsed = TypeVar("_Parsed")
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What runs here."""
+
+    threads: int
+    """Processor cores that this process may use: affinity and cgroup quota."""
+    memory_gib: float | None
+    """Memory that this process may use: the machine's or the cgroup's; None if it cannot be told."""
+    engines: tuple[str, ...]
+    """Engines that are installed."""
+    gpus: tuple[str, ...]
+    """NVIDIA GPUs that the driver shows."""
+    driver: str | None
+    """Version of the NVIDIA driver."""
+    libraries: dict[str, str]
+    """Versions of what is installed of the libraries that matter."""
+
+
+def look_around() -> Machine:
+    """The facts of this machine, in milliseconds."""
+    memory = available_memory()
+    return Machine(
+        threads=available_threads(),
+        memory_gib=None if memory is None else round(memory / _GIB, 1),
+        engines=tuple(name for name in ("torch", "openvino") if util.find_spec(name)),
+        gpus=_gpus(Path("/proc/driver/nvidia/gpus")),
+        driver=_driver(Path("/proc/driver/nvidia/version")),
+        libraries=library_versions(),
+    )
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of the installed libraries that results may depend on."""
+    versions = {}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Cores that this process may keep busy: its affinity, or the quota of its cgroup (v2 or v1)."""
+    threads = len(os.sched_getaffinity(0))
+    for folder in _cgroup_folders(cgroup, "cpu"):
+        quota = _quota(folder)
+        if quota is not None:
+            threads = min(threads, int(quota))
+    return max(1, threads)
+
+
+def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes that this process may use: the machine's memory, or less where a cgroup (v2 or v1) limits it."""
+    limits = [
+        limit
+        for folder in _cgroup_folders(cgroup, "memory")
+        for name in ("memory.max", "memory.limit_in_bytes")
+        if (limit := _read(folder / name, int)) is not None
+    ]
+    total = _read(meminfo, lambda text: int(text.partition("MemTotal:")[2].split()[0]) * 1024)
+    if total is not None:
+        limits.append(total)
+    return min(limits) if limits else None
+
+
+def _cgroup_folders(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+    """Folders that may hold this process's limits: the roots of v2 and v1, and its own groups below them."""
+    folders = [root, root / controller]
+    for line in _read(own, str.split) or []:
+        _, controllers, path = line.split(":", 2)
+        base = root if not controllers else root / controller
+        if not controllers or controller in controllers.split(","):
+            place = base / path.lstrip("/")
+            folders += [place, *(parent for parent in place.parents if parent.is_relative_to(root))]
+    return folders
+
+
+def _quota(folder: Path) -> float | None:
+    """Cores that a cgroup grants, None where it sets no limit."""
+    both = _read(folder / "cpu.max", lambda text: [float(word) for word in text.split()])
+    if both is None:
+        quota = _read(folder / "cpu.cfs_quota_us", float)
+        period = _read(folder / "cpu.cfs_period_us", float)
+        both = [quota, period] if quota is not None and period is not None else None
+    if both is None or len(both) != 2 or min(both) <= 0:
+        return None
+    return both[0] / both[1]
+
+
+def _read(path: Path, parse: Callable[[str], _Parsed]) -> _Parsed | None:
+    """What a small system file says, None where it is not there or says something else (such as `max`)."""
+    try:
+        return parse(path.read_text())
+    except (OSError, ValueError, IndexError):
+        return None
+
+
+def _gpus(folder: Path) -> tuple[str, ...]:
+    try:
+        files = sorted(folder.glob("*/information"))
+        lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("Model:")]
+    except OSError:
+        return ()
+    return tuple(line.partition(":")[2].strip() for line in lines)
+
+
+def _driver(file: Path) -> str | None:
+    """The version in a line such as `NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  …`."""
+    words = _read(file, str.split) or []
+    return next((word for word in words if word[:1].isdigit() and "." in word), None)

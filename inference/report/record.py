@@ -1,0 +1,149 @@
+"""The record of a run: one JSON that says what was done to every case, and by what."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import UsageError
+from inference.labels import REGIONS, region_mask
+
+RECORD_SCHEMA: Final = 1
+"""Version of the record's layout."""
+
+Status = Literal["ok", "repaired", "failed", "empty"]
+"""Written; written after repairs to the scan; not written; an all-background file written in place of a failure."""
+
+
+@dataclass(frozen=True)
+class CaseRecord:
+    """What happened to one case."""
+
+    id: str
+    """ID of the case."""
+    status: Status
+    """See :data:`Status`."""
+    output: str | None = None
+    """The file that was written."""
+    resumed: bool = False
+    """Whether the file was there already, made by the same bundle in the same way."""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    """Seconds per step; steps of different cases overlap."""
+    repairs: tuple[str, ...] = ()
+    """What was mended in the scan."""
+    warnings: tuple[str, ...] = ()
+    """What the reader of the result should know."""
+    volumes_ml: Mapping[str, float] | None = None
+    """Millilitres of WT, TC and ET."""
+    refinement: object = None
+    """Subtype, thresholds and what they removed."""
+    error: str | None = None
+    """Why it failed, in one line."""
+
+    @property
+    def written(self) -> bool:
+        """Whether the output folder holds a file for this case."""
+        return self.status != "failed"
+
+
+@dataclass(frozen=True)
+class BundleIdentity:
+    """Which bundle it was."""
+
+    name: str
+    """Its name."""
+    version: str
+    """Its version."""
+    sha256: str
+    """SHA-256 of its manifest, which holds those of its files."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What happened in a run, its cases apart."""
+
+    command: tuple[str, ...]
+    """The arguments, as given."""
+    bundle: BundleIdentity
+    """What predicted."""
+    profile: str
+    """`paper` or `fast`."""
+    engine: str
+    """`torch` or `openvino`."""
+    device: str
+    """Where the networks ran."""
+    threads: int
+    """Processor cores in use."""
+    on_error: str
+    """What was done about a failed case: skip, empty or stop."""
+    versions: Mapping[str, str]
+    """Versions of Python and of the libraries that results may depend on."""
+    started: str
+    """ISO 8601, UTC."""
+    start_seconds: float
+    """From the start of the program to the first case."""
+    seconds: float | None = None
+    """From the start of the program to the last case; None while it runs."""
+    interrupted: str | None = None
+    """What stopped the run before its last case, such as SIGTERM."""
+    exit_status: int | None = None
+    """Exit status of the program; None while it runs."""
+
+
+def volumes_ml(labels: NDArray[np.uint8], spacing: Sequence[float]) -> dict[str, float]:
+    """Millilitres of each region in a label map (X, Y, Z) of voxels with these edges in mm."""
+    voxel = math.prod(spacing) / 1000
+    return {region: round(int(np.count_nonzero(region_mask(labels, region))) * voxel, 4) for region in REGIONS}
+
+
+def render_record(run: RunRecord, cases: Sequence[CaseRecord]) -> bytes:
+    """The record as JSON, `{"run": {…}, "cases": […]}`."""
+    value = {"run": {"schema": RECORD_SCHEMA, **_object(run)}, "cases": [_object(case) for case in cases]}
+    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+
+
+def read_record(path: Path) -> dict[str, object]:
+    """The JSON of a record; UsageError where the file is none."""
+    try:
+        value: object = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{path}: not a run's record (not valid JSON)") from error
+    if (
+        not isinstance(value, dict)
+        or not isinstance(value.get("run"), dict)
+        or not isinstance(value.get("cases"), list)
+    ):
+        raise UsageError(f"{path}: not a run's record (expected the keys run and cases)")
+    if value["run"].get("schema") != RECORD_SCHEMA:
+        raise UsageError(f"{path}: found a record of schema {value['run'].get('schema')}, expected {RECORD_SCHEMA}")
+    return value
+
+
+def _object(value: object) -> dict[str, object]:
+    assert dataclasses.is_dataclass(value)
+    return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+
+
+def plain(value: object) -> object:
+    """A value as JSON knows it: dataclasses as objects, arrays as lists, numbers that are not finite as null."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _object(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, int | str | None) else str(value)
