@@ -14,6 +14,9 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
+Mask = NDArray[np.bool_]
+Numbers = NDArray[np.intp]
+
 DILATION: Final = 3
 """Iterations of the 18-neighbour element by which fragments are joined and matches are found."""
 
@@ -25,72 +28,74 @@ SMALLEST_VOXELS: Final = 50
 class Lesions:
     """Numbered lesions of one region on one side."""
 
-    ids: NDArray[np.integer]
-    """(X, Y, Z): number of the lesion that a voxel belongs to, 0 outside."""
-    zones: NDArray[np.integer]
-    """(X, Y, Z): the same for the lesions dilated. As every voxel's dilation is connected, the components of a dilated mask
-    are the dilated lesions, and no two of them overlap."""
+    voxels: NDArray[np.intp]
+    """Flat indices (n,) of the region's voxels in C order."""
+    at_voxels: Numbers
+    """Number of the lesion that each of these voxels belongs to; 0 where the lesion was removed."""
+    zones: NDArray[np.uint32]
+    """(X, Y, Z): components by which the lesions were told apart."""
+    of_zone: Numbers
+    """Number of the lesion of each component; entry 0 is 0."""
 
-    def renumbered(self, numbers: NDArray[np.integer]) -> Lesions:
+    @classmethod
+    def of(cls, mask: Mask, zones: NDArray[np.uint32]) -> Lesions:
+        """The parts of a mask (X, Y, Z) in each component of `zones`, which covers it."""
+        voxels = np.flatnonzero(mask)
+        at_voxels = zones.ravel()[voxels].astype(np.intp)
+        return cls(voxels, at_voxels, zones, np.arange(int(at_voxels.max(initial=0)) + 1))
+
+    @property
+    def sizes(self) -> NDArray[np.intp]:
+        """Voxels of each lesion by number; entry 0 is 0."""
+        sizes = np.bincount(self.at_voxels, minlength=1)
+        sizes[0] = 0
+        return sizes
+
+    def renumbered(self, numbers: Numbers) -> Lesions:
         """These lesions with number i replaced by numbers[i]; 0 removes a lesion."""
-        return Lesions(numbers[self.ids], numbers[self.zones])
+        return Lesions(self.voxels, numbers[self.at_voxels], self.zones, numbers[self.of_zone])
+
+    def near(self, voxels: NDArray[np.intp]) -> Numbers:
+        """Number of the lesion whose zone holds each of some voxels (flat indices); 0 for none."""
+        return self.of_zone[self.zones.ravel()[voxels]]
+
+    def ids(self) -> NDArray[np.uint32]:
+        """(X, Y, Z): number of the lesion that a voxel belongs to, 0 outside."""
+        ids = np.zeros(self.zones.shape, np.uint32)
+        ids.ravel()[self.voxels] = self.at_voxels
+        return ids
 
 
-def dilate(mask: NDArray[np.bool_], iterations: int = DILATION) -> NDArray[np.bool_]:
-    """A mask (X, Y, Z) dilated by the 18-neighbour element (`generate_binary_structure(3, 2)`).
+def plain_lesions(mask: Mask) -> Lesions:
+    """Lesions of a mask (X, Y, Z): its 26-connected components."""
+    return Lesions.of(mask, _components(mask))
 
-    The element is the union of a 3 × 3 square in each of the three planes.
+
+def merged_lesions(mask: Mask) -> Lesions:
+    """Lesions of a mask (X, Y, Z), fragments that meet when dilated being one; the voxels do not change.
+
+    Their zones are the dilated lesions: every voxel's dilation is connected, so that the components of a dilated mask
+    are its dilated lesions, and no two of them overlap.
     """
-    padding = iterations
-    padded = np.pad(mask, padding)
-    steps = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
-    grown = padded.ravel()
-    for _ in range(iterations):
-        x, y = _widened(grown, steps[0]), _widened(grown, steps[1])
-        # Stepping over flat indices runs off the end of a row only into the padding of the next.
-        grown = _widened(x, steps[1])
-        grown |= _widened(np.bitwise_or(x, y, out=x), steps[2])
-    inner = slice(padding, -padding)
-    return np.ascontiguousarray(grown.reshape(padded.shape)[inner, inner, inner])
-
-
-def _widened(flat: NDArray[np.bool_], step: int) -> NDArray[np.bool_]:
-    wide = flat.copy()
-    wide[step:] |= flat[:-step]
-    wide[:-step] |= flat[step:]
-    return wide
-
-
-def components(mask: NDArray[np.bool_]) -> NDArray[np.integer]:
-    """The 26-connected components of a mask (X, Y, Z), numbered from 1."""
-    numbered: NDArray[np.integer] = cc3d.connected_components(np.ascontiguousarray(mask), connectivity=26)
-    return numbered
-
-
-def merged_lesions(mask: NDArray[np.bool_]) -> Lesions:
-    """Lesions of a mask (X, Y, Z), fragments that meet when dilated being one; the voxels do not change."""
-    zones = components(dilate(mask))
-    return Lesions(zones * mask, zones)
+    return Lesions.of(mask, _components(dilate(mask)))
 
 
 def without_small(lesions: Lesions) -> Lesions:
     """Without the lesions of up to 50 voxels; the others keep their numbers."""
-    sizes = np.bincount(lesions.ids[lesions.ids > 0])
-    small = sizes <= SMALLEST_VOXELS
-    if not small[1:].any():
-        return lesions
-    return lesions.renumbered(np.where(small, 0, np.arange(sizes.size)))
+    sizes = lesions.sizes
+    return lesions.renumbered(np.where(sizes <= SMALLEST_VOXELS, 0, np.arange(sizes.size)))
 
 
 def merge_enhancing(enhancing: Lesions, necrotic: Lesions) -> Lesions:
     """Enhancing lesions merged where they touch the same necrotic lesion, after BraTS 2024, and numbered from 1.
 
-    An enhancing lesion joins the lowest-numbered necrotic lesion that it touches, and only that one; lesions that join the
-    same one become one lesion. Nothing is merged where only one pair of lesions touches at all. New lesions are numbered
-    after those that are left alone, in the order of the lowest enhancing lesion that touches their necrotic one.
+    An enhancing lesion joins the lowest-numbered necrotic lesion that it touches, and only that one; lesions that join
+    the same one become one lesion. Nothing is merged where only one pair of lesions touches at all. New lesions are
+    numbered after those that are left alone, in the order of the lowest enhancing lesion that touches their necrosis.
     """
-    pairs = _touching(enhancing.ids, necrotic.ids)
-    numbers = np.arange(int(enhancing.ids.max(initial=0)) + 1)
+    present = np.flatnonzero(enhancing.sizes)
+    pairs = _touching(enhancing, necrotic) if present.size > 1 else []
+    numbers = np.arange(enhancing.sizes.size)
     if len(pairs) > 1:
         joined: dict[int, int] = {}
         for _, core in pairs:
@@ -98,36 +103,56 @@ def merge_enhancing(enhancing: Lesions, necrotic: Lesions) -> Lesions:
         # Backwards, so that the lowest necrotic lesion of each enhancing one is what remains.
         for lesion, core in reversed(pairs):
             numbers[lesion] = joined[core]
-    present = np.unique(enhancing.ids)
-    used = np.unique(numbers[present[present > 0]])
-    compact = np.zeros(max(int(numbers.max()), 0) + 1, np.int32)
-    compact[used] = np.arange(1, used.size + 1)
-    kept = np.zeros(numbers.size, np.bool_)
-    kept[present] = True
-    kept[0] = False
-    return enhancing.renumbered(np.where(kept, compact[numbers], 0))
+    compact = np.zeros(numbers.size, np.intp)
+    compact[present] = np.unique(numbers[present], return_inverse=True)[1] + 1
+    return enhancing.renumbered(compact)
 
 
-def _touching(first: NDArray[np.integer], second: NDArray[np.integer]) -> list[tuple[int, int]]:
+def dilate(mask: Mask, iterations: int = DILATION) -> Mask:
+    """A mask (X, Y, Z) dilated by the 18-neighbour element (`generate_binary_structure(3, 2)`).
+
+    The element is the union of a 3 × 3 square in each of the three planes.
+    """
+    padded = np.pad(mask, iterations)
+    along_x, along_y, along_z = padded.shape[1] * padded.shape[2], padded.shape[2], 1
+    # Stepping over flat indices runs off the end of a row only into the padding of the next.
+    grown = padded.ravel()
+    for _ in range(iterations):
+        x, y = _widened(grown, along_x), _widened(grown, along_y)
+        grown = _widened(x, along_y)
+        grown |= _widened(np.bitwise_or(x, y, out=x), along_z)
+    inner = slice(iterations, -iterations)
+    return grown.reshape(padded.shape)[inner, inner, inner]
+
+
+def _widened(flat: Mask, step: int) -> Mask:
+    """A flat mask, or it shifted by `step` either way."""
+    wide = np.empty_like(flat)
+    wide[-step:] = flat[-step:]
+    np.bitwise_or(flat[:-step], flat[step:], out=wide[:-step])
+    wide[step:] |= flat[:-step]
+    return wide
+
+
+def _components(mask: Mask) -> NDArray[np.uint32]:
+    """The 26-connected components of a mask (X, Y, Z), numbered from 1."""
+    # In memory order, which is why the copy matters.
+    numbered: NDArray[np.uint32] = cc3d.connected_components(
+        np.ascontiguousarray(mask), connectivity=26, out_dtype=np.uint32
+    )
+    return numbered
+
+
+def _touching(first: Lesions, second: Lesions) -> list[tuple[int, int]]:
     """Pairs of lesion numbers, sorted, of which one lesion dilated once meets the other."""
-    padded = np.pad(second, 1)
-    row, plane = padded.shape[2], padded.shape[1] * padded.shape[2]
-    here = np.nonzero(first)
-    numbers = first[here]
-    at = (here[0] + 1) * plane + (here[1] + 1) * row + here[2] + 1
-    flat = padded.ravel()
-    pairs: set[tuple[int, int]] = set()
-    for x, y, z in product((-1, 0, 1), repeat=3):
-        if abs(x) + abs(y) + abs(z) < 3:
-            there = flat[at + x * plane + y * row + z]
-            met = there > 0
-            pairs.update(zip(*(side.tolist() for side in _unique_pairs(numbers[met], there[met])), strict=True))
-    return sorted(pairs)
-
-
-def _unique_pairs(
-    first: NDArray[np.integer], second: NDArray[np.integer]
-) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
-    width = int(second.max(initial=0)) + 1
-    keys = np.unique(first.astype(np.int64) * width + second)
-    return keys // width, keys % width
+    padded = np.pad(second.ids(), 1)
+    along_x, along_y = padded.shape[1] * padded.shape[2], padded.shape[2]
+    x, y, z = np.unravel_index(first.voxels, first.zones.shape)
+    at = (x + 1) * along_x + (y + 1) * along_y + z + 1
+    width = int(padded.max()) + 1
+    keys = set()
+    for step in product((-1, 0, 1), repeat=3):
+        if np.count_nonzero(step) < 3:
+            there = padded.ravel()[at + step[0] * along_x + step[1] * along_y + step[2]]
+            keys.update(np.unique((first.at_voxels * width + there)[(first.at_voxels > 0) & (there > 0)]).tolist())
+    return sorted(divmod(key, width) for key in keys)

@@ -1,24 +1,24 @@
 """The official lesion-wise scores of BraTS-Africa (and BraTS adult glioma), editions 2023 and 2024.
 
 Both editions score one region of one case by its lesions: Dice and the 95th percentile Hausdorff distance of every
-reference lesion of more than 50 mm³ against the predicted lesions that it meets, averaged over these lesions and the false
-positives, which count as 0 and 374 mm. They differ in what a lesion is:
+reference lesion of more than 50 mm³ against the predicted lesions that it meets, averaged over these lesions and the
+false positives, which count as 0 and 374 mm. They differ in what a lesion is:
 
-- 2023: fragments of the *reference* that meet when dilated are one lesion; predicted lesions are plain components, and a
-  false positive counts whatever its size.
+- 2023: fragments of the *reference* that meet when dilated are one lesion; predicted lesions are plain components, and
+  a false positive counts whatever its size.
 - 2024 (also behind the 2025 queue): predicted fragments are merged in the same way and predicted lesions of up to 50
   voxels are ignored; enhancing lesions that touch the same necrotic lesion are one (see :mod:`.lesions`).
 
 Oddities of the 2024 program are reproduced under the official names: its whole-volume sensitivity, specificity and
-Hausdorff distance are computed on maps of lesion *numbers*. `voxel_sensitivity` and `voxel_specificity` are those of the
-masks as they are, before anything is removed.
+Hausdorff distance are computed on maps of lesion *numbers*. `voxel_sensitivity` and `voxel_specificity` are those of
+the masks as they are, before anything is removed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
-from math import isnan, nan, prod
+from math import isfinite, isnan, nan, prod
 from sys import float_info
 from typing import Final, Literal
 
@@ -30,17 +30,17 @@ from inference.labels import REGIONS, Label, region_mask
 from training.evaluation.lesions import (
     DILATION,
     Lesions,
-    components,
-    dilate,
+    Mask,
+    Numbers,
     merge_enhancing,
     merged_lesions,
+    plain_lesions,
     without_small,
 )
 from training.evaluation.surfaces import Spacing, bounding_box, hausdorff95, surface_dice
 
 Version = Literal[2023, 2024]
 Labels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 SMALLEST_LESION_MM3: Final = 50.0
 """Reference lesions of up to this volume are not scored."""
@@ -63,9 +63,10 @@ class RegionScore:
     dice: float
     """Dice of the whole volume (2024: without the ignored lesions); 1 where both sides are empty."""
     hd95: float
-    """HD95 of the whole volume, mm; 0 where both sides are empty, 374 where one is (2024: of maps of lesion numbers)."""
+    """HD95 of the whole volume, mm; 0 where both sides are empty, 374 where one is; 2024: of lesion numbers."""
     sensitivity: float
-    """As the official program gives it: 1 where both sides are empty, else 0 without a reference; 2024: of lesion numbers."""
+    """As the official program gives it: 1 where both sides are empty, else 0 without a reference; 2024: of lesion
+    numbers."""
     specificity: float
     """As the official program gives it; 2024: of lesion numbers."""
     voxel_sensitivity: float
@@ -123,18 +124,19 @@ def score_case(
         metrics: "dice" leaves out everything that needs distances (HD95 and surface Dice are NaN) and is several times
             faster; all other numbers are the same.
 
-    The 2024 scores depend on the numbering of lesions and so on the orientation of the arrays: give them as stored in the
-    files to get what the official program prints.
+    The 2024 scores depend on the numbering of lesions and so on the orientation of the arrays: give them as stored in
+    the files to get what the official program prints.
 
     Raises:
         ValueError: shapes differ, are not three-dimensional, or values other than 0 to 3 occur.
+
     """
     _check(reference, prediction)
     frame = _frame((reference > 0) | (prediction > 0))
     sides = (np.ascontiguousarray(reference[frame]), np.ascontiguousarray(prediction[frame]))
     spacing = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     return {
-        region: _score_region(_matched(*sides, region, version), reference.size, spacing, version, metrics)
+        region: _score_region(_match(*sides, region, version), reference.size, spacing, version, metrics)
         for region in regions
     }
 
@@ -147,7 +149,7 @@ def score_missing(reference: Labels, spacing: Spacing, version: Version) -> dict
     empty = score_case(reference, np.zeros_like(reference), spacing, version, metrics="dice")
     surface = {"nsd_05", "nsd_10", "lesionwise_nsd_05", "lesionwise_nsd_10"} if version == 2024 else set()
     overlaps = {"lesionwise_dice", "dice", "sensitivity", "specificity", "voxel_sensitivity", "voxel_specificity"}
-    scores = {name: 0.0 for name in overlaps | surface}
+    scores = dict.fromkeys(overlaps | surface, 0.0)
     distances = {"lesionwise_hd95": WORST_DISTANCE_MM, "hd95": WORST_DISTANCE_MM}
     return {
         region: RegionScore(
@@ -159,56 +161,54 @@ def score_missing(reference: Labels, spacing: Spacing, version: Version) -> dict
 
 @dataclass(frozen=True)
 class _Matched:
-    """One region of a case: its masks, its lesions, and which of them meet. Arrays are (X, Y, Z) of the region's frame."""
+    """One region of a case: its masks, its lesions, and which of them meet."""
 
     masks: tuple[Mask, Mask]
-    """Reference and prediction as they are."""
-    ids: tuple[NDArray[np.integer], NDArray[np.integer]]
-    """Lesion numbers of reference and prediction, after merging and after small predicted lesions are removed."""
-    sizes: tuple[NDArray[np.intp], NDArray[np.intp]]
-    """Voxels of each lesion by number; entry 0 is zero."""
+    """Reference and prediction as they are, (X, Y, Z) of the region's frame."""
+    lesions: tuple[Lesions, Lesions]
+    """Their lesions, after merging and after small predicted lesions are removed."""
     meets: csr_array
-    """(reference lesions + 1, predicted lesions + 1): voxels of the predicted lesion in the dilated reference lesion."""
+    """(reference lesions + 1, predicted + 1): voxels of the predicted lesion in the dilated reference lesion."""
     shared: csr_array
     """The same shape: voxels that two lesions share."""
 
-    def lesions(self) -> list[tuple[int, NDArray[np.integer]]]:
+    def pairs(self) -> list[tuple[int, Numbers]]:
         """Each reference lesion's number with the numbers of the predicted lesions that it meets."""
-        return [(int(lesion), self.meets[[lesion]].indices) for lesion in np.flatnonzero(self.sizes[0])]
-
-    def met(self) -> NDArray[np.integer]:
-        """Numbers of the predicted lesions that meet a reference lesion."""
-        return np.unique(self.meets.indices)
+        return [(int(lesion), self.meets[[lesion]].indices) for lesion in np.flatnonzero(self.lesions[0].sizes)]
 
 
-def _matched(reference: Labels, prediction: Labels, region: str, version: Version) -> _Matched:
-    frame = _frame(np.logical_or(*_masks(reference, prediction, "TC" if region == "ET" else region)))
+def _match(reference: Labels, prediction: Labels, region: str, version: Version) -> _Matched:
+    # Necrosis decides which enhancing lesions are one, so that ET needs the frame of both.
+    frame = _frame(
+        np.logical_or(*(region_mask(side, "TC" if region == "ET" else region) for side in (reference, prediction)))
+    )
     reference, prediction = reference[frame], prediction[frame]
-    masks = _masks(reference, prediction, region)
+    masks = (region_mask(reference, region), region_mask(prediction, region))
     if version == 2023:
-        lesions = merged_lesions(masks[0])
-        predicted = components(masks[1])
+        lesions = (merged_lesions(masks[0]), plain_lesions(masks[1]))
     else:
-        lesions = _lesions_2024(reference, masks[0], region, predicted=False)
-        predicted = _lesions_2024(prediction, masks[1], region, predicted=True).ids
-    where = np.flatnonzero(predicted)
-    at = predicted.ravel()[where]
-    sizes = tuple(np.bincount(ids[ids > 0], minlength=1) for ids in (lesions.ids, predicted))
-    shape = (sizes[0].size, sizes[1].size)
+        lesions = (
+            _lesions_2024(reference, masks[0], region, predicted=False),
+            _lesions_2024(prediction, masks[1], region, predicted=True),
+        )
+    predicted = lesions[1]
+    near = lesions[0].near(predicted.voxels)
+    inside = near * masks[0].ravel()[predicted.voxels]
+    shape = (lesions[0].sizes.size, predicted.sizes.size)
     return _Matched(
-        masks,
-        (lesions.ids, predicted),
-        (sizes[0], sizes[1]),
-        _table(lesions.zones.ravel()[where], at, shape),
-        _table(lesions.ids.ravel()[where], at, shape),
+        masks, lesions, _table(near, predicted.at_voxels, shape), _table(inside, predicted.at_voxels, shape)
     )
 
 
-def _masks(reference: Labels, prediction: Labels, region: str) -> tuple[Mask, Mask]:
-    return region_mask(reference, region), region_mask(prediction, region)
+def _lesions_2024(labels: Labels, mask: Mask, region: str, *, predicted: bool) -> Lesions:
+    lesions = without_small(merged_lesions(mask)) if predicted else merged_lesions(mask)
+    if region != "ET":
+        return lesions
+    necrotic = merged_lesions(labels == Label.NCR)
+    return merge_enhancing(lesions, without_small(necrotic) if predicted else necrotic)
 
 
-def _frame(mask: Mask) -> tuple[slice, ...]:
+def _frame(mask: Mask) -> tuple[slice[int, int, None], ...]:
     """A box around a mask, with room for the dilation as far as the volume goes."""
     box = bounding_box(mask) or (slice(0, 1),) * mask.ndim
     return tuple(
@@ -217,58 +217,49 @@ def _frame(mask: Mask) -> tuple[slice, ...]:
     )
 
 
-def _lesions_2024(labels: Labels, mask: Mask, region: str, *, predicted: bool) -> Lesions:
-    lesions = merged_lesions(mask)
-    if predicted:
-        lesions = without_small(lesions)
-    if region != "ET":
-        return lesions
-    necrotic = merged_lesions(labels == Label.NCR)
-    return merge_enhancing(lesions, without_small(necrotic) if predicted else necrotic)
-
-
-def _table(rows: NDArray[np.integer], columns: NDArray[np.integer], shape: tuple[int, int]) -> csr_array:
+def _table(rows: Numbers, columns: Numbers, shape: tuple[int, int]) -> csr_array:
     """How often each pair of numbers above zero occurs."""
-    used = rows > 0
-    pairs = (rows[used].astype(np.int64), columns[used].astype(np.int64))
-    return csr_array((np.ones(pairs[0].size, np.int64), pairs), shape=shape)
+    used = (rows > 0) & (columns > 0)
+    return csr_array((np.ones(np.count_nonzero(used), np.int64), (rows[used], columns[used])), shape=shape)
 
 
 def _score_region(
     matched: _Matched, volume: int, spacing: Spacing, version: Version, metrics: Literal["all", "dice"]
 ) -> RegionScore:
-    sizes, shared = matched.sizes, matched.shared
+    sizes, predicted_sizes = (side.sizes for side in matched.lesions)
     voxel = prod(spacing)
-    lesions = matched.lesions()
-    scored = [(lesion, met) for lesion, met in lesions if sizes[0][lesion] * voxel > SMALLEST_LESION_MM3]
-    false = np.count_nonzero(sizes[1]) - matched.met().size
+    scored = [(lesion, met) for lesion, met in matched.pairs() if sizes[lesion] * voxel > SMALLEST_LESION_MM3]
+    found = sum(met.size > 0 for _, met in scored)
+    false = int(np.count_nonzero(predicted_sizes)) - np.unique(matched.meets.indices).size
     dices = [
-        2 * float(shared[[lesion]][:, met].sum()) / float(sizes[0][lesion] + sizes[1][met].sum())
+        _dice(matched.shared[[lesion]][:, met].sum(), sizes[lesion], predicted_sizes[met].sum())
         for lesion, met in scored
     ]
-    found = sum(met.size > 0 for _, met in scored)
-    sensitivity, specificity = _by_number(matched, volume) if version == 2024 else _by_voxel(matched, volume)
-    voxel_sensitivity, voxel_specificity = _by_voxel(matched, volume)
-    total = int(sizes[0].sum() + sizes[1].sum())
-    surfaces = _Surfaces.of(matched, scored, false, spacing, version) if metrics == "all" else _Surfaces()
+    voxels = _voxel_rates(matched.masks, volume)
+    official = _number_rates(matched, volume) if version == 2024 else voxels
+    surfaces = _surfaces(matched, scored, false, spacing, version) if metrics == "all" else _Surfaces()
     return RegionScore(
         lesionwise_dice=_mean(dices, false, 0.0, nothing=1.0),
-        dice=2 * float(shared.sum()) / total if total else 1.0,
-        sensitivity=sensitivity,
-        specificity=specificity,
-        voxel_sensitivity=voxel_sensitivity,
-        voxel_specificity=voxel_specificity,
+        lesionwise_hd95=surfaces.lesionwise_hd95,
+        dice=_dice(matched.shared.sum(), sizes.sum(), predicted_sizes.sum()),
+        hd95=surfaces.hd95,
+        sensitivity=official[0],
+        specificity=official[1],
+        voxel_sensitivity=voxels[0],
+        voxel_specificity=voxels[1],
         tp=found,
         fp=false,
         fn=len(scored) - found,
-        reference_volume=float(sizes[0].sum()) * voxel,
-        lesionwise_hd95=surfaces.lesionwise_hd95,
-        hd95=surfaces.hd95,
         nsd_05=surfaces.nsd[0],
         nsd_10=surfaces.nsd[1],
         lesionwise_nsd_05=surfaces.lesionwise_nsd[0],
         lesionwise_nsd_10=surfaces.lesionwise_nsd[1],
+        reference_volume=float(sizes.sum()) * voxel,
     )
+
+
+def _dice(shared: int, reference: int, prediction: int) -> float:
+    return float(2 * shared / (reference + prediction)) if reference + prediction else 1.0
 
 
 def _mean(values: list[float], false: int, penalty: float, nothing: float) -> float:
@@ -277,89 +268,75 @@ def _mean(values: list[float], false: int, penalty: float, nothing: float) -> fl
     return (sum(values) + penalty * false) / count if count else nothing
 
 
-def _by_voxel(matched: _Matched, volume: int) -> tuple[float, float]:
+def _voxel_rates(masks: tuple[Mask, Mask], volume: int) -> tuple[float, float]:
     """Sensitivity and specificity of the masks."""
-    reference, prediction = matched.masks
-    both = int(np.count_nonzero(reference & prediction))
-    return _rates(both, int(np.count_nonzero(prediction)), int(np.count_nonzero(reference)), volume, both)
+    reference, prediction = (int(np.count_nonzero(mask)) for mask in masks)
+    both = int(np.count_nonzero(masks[0] & masks[1]))
+    return _rates(both, reference, prediction, volume - (reference + prediction - both))
 
 
-def _by_number(matched: _Matched, volume: int) -> tuple[float, float]:
+def _number_rates(matched: _Matched, volume: int) -> tuple[float, float]:
     """Sensitivity and specificity as BraTS 2024 computes them, on maps of lesion numbers.
 
     Written for masks, the formula takes "equal to one" for "inside" and the sum of values for the number of voxels. On
     lesion numbers only what both sides call lesion 1 is a true positive, and a voxel of lesion 5 counts as five.
     """
-    sizes = matched.sizes
-    first = (np.arange(side.size) == 1 for side in sizes)
-    ones = [int(side[one].sum()) for side, one in zip(sizes, first, strict=True)]
-    both = int(matched.shared[[1]][:, [1]].sum()) if min(side.size for side in sizes) > 1 else 0
-    weights = [int((side * np.arange(side.size)).sum()) for side in sizes]
-    return _rates(both, weights[1], weights[0], volume, both, outside=volume - (ones[0] + ones[1] - both))
+    sizes = [side.sizes for side in matched.lesions]
+    reference, prediction = (int((side * np.arange(side.size)).sum()) for side in sizes)
+    first = [int(side[1]) if side.size > 1 else 0 for side in sizes]
+    both = int(matched.shared[1, 1]) if all(first) else 0
+    return _rates(both, reference, prediction, volume - (sum(first) - both))
 
 
-def _rates(
-    both: int, predicted: int, present: int, volume: int, shared: int, outside: int | None = None
-) -> tuple[float, float]:
-    """Sensitivity and specificity from counts; the smallest float keeps the denominators from zero, as officially."""
-    negative = volume - (present + predicted - shared) if outside is None else outside
-    sensitivity = both / (present + float_info.min) if present or predicted else 1.0
-    return sensitivity, negative / (negative + predicted - both + float_info.min)
+def _rates(true: int, reference: int, prediction: int, negative: int) -> tuple[float, float]:
+    """Sensitivity and specificity; the smallest float keeps their denominators from zero, as officially."""
+    sensitivity = true / (reference + float_info.min) if reference or prediction else 1.0
+    return sensitivity, negative / (negative + prediction - true + float_info.min)
 
 
 @dataclass(frozen=True)
 class _Surfaces:
-    """What needs distances; NaN where it is not computed."""
+    """What needs distances, as in :class:`RegionScore`; NaN where it is not computed."""
 
     lesionwise_hd95: float = nan
     hd95: float = nan
     nsd: tuple[float, ...] = (nan, nan)
     lesionwise_nsd: tuple[float, ...] = (nan, nan)
 
-    @classmethod
-    def of(
-        cls,
-        matched: _Matched,
-        scored: list[tuple[int, NDArray[np.integer]]],
-        false: int,
-        spacing: Spacing,
-        version: Version,
-    ) -> _Surfaces:
-        whole = _whole_distance(matched, spacing, version)
-        pairs = [_lesion_masks(matched, lesion, met) for lesion, met in scored]
-        distances = [_finite(hausdorff95(*(side.view(np.uint8) for side in pair), spacing)) for pair in pairs]
-        lesionwise = _mean(distances, false, WORST_DISTANCE_MM, nothing=0.0)
-        if version == 2023:
-            return cls(lesionwise, whole)
-        dices = [surface_dice(*pair, spacing, TOLERANCES_MM) for pair in pairs]
-        return cls(
-            lesionwise,
-            whole,
-            surface_dice(matched.ids[0] > 0, matched.ids[1] > 0, spacing, TOLERANCES_MM),
-            tuple(_mean([dice[at] for dice in dices], false, 0.0, nothing=1.0) for at in range(len(TOLERANCES_MM))),
-        )
 
-
-def _lesion_masks(matched: _Matched, lesion: int, met: NDArray[np.integer]) -> tuple[Mask, Mask]:
-    """A reference lesion and the whole of the predicted lesions that it meets."""
-    chosen = np.zeros(matched.sizes[1].size, np.bool_)
-    chosen[met] = True
-    return matched.ids[0] == lesion, chosen[matched.ids[1]]
-
-
-def _whole_distance(matched: _Matched, spacing: Spacing, version: Version) -> float:
-    if not any(side.any() for side in matched.sizes):
-        return 0.0
+def _surfaces(
+    matched: _Matched, scored: list[tuple[int, Numbers]], false: int, spacing: Spacing, version: Version
+) -> _Surfaces:
+    ids = (matched.lesions[0].ids(), matched.lesions[1].ids())
+    # The official program of 2024 hands over lesion numbers, in eight bits, where masks are meant.
+    whole = [side.astype(np.uint8) if version == 2024 else (side > 0).view(np.uint8) for side in ids]
+    nothing = not any(side.any() for side in ids)
+    whole_distance = 0.0 if nothing else _distance(whole[0], whole[1], spacing)
+    pairs = [(ids[0] == lesion, _any_of(ids[1], met)) for lesion, met in scored]
+    distances = [_distance(mask.view(np.uint8), other.view(np.uint8), spacing) for mask, other in pairs]
+    lesionwise = _mean(distances, false, WORST_DISTANCE_MM, nothing=0.0)
     if version == 2023:
-        sides = [side.view(np.uint8) for side in matched.masks]
-    else:
-        # The official program stores lesion numbers in eight bits before it looks for surfaces.
-        sides = [ids.astype(np.uint8) for ids in matched.ids]
-    return _finite(hausdorff95(sides[0], sides[1], spacing))
+        return _Surfaces(lesionwise, whole_distance)
+    dices = [surface_dice(mask, other, spacing, TOLERANCES_MM) for mask, other in pairs]
+    return _Surfaces(
+        lesionwise,
+        whole_distance,
+        surface_dice(ids[0] > 0, ids[1] > 0, spacing, TOLERANCES_MM),
+        tuple(_mean([dice[at] for dice in dices], false, 0.0, nothing=1.0) for at in range(len(TOLERANCES_MM))),
+    )
 
 
-def _finite(distance: float) -> float:
-    return min(distance, WORST_DISTANCE_MM) if np.isinf(distance) else distance
+def _any_of(ids: NDArray[np.uint32], numbers: Numbers) -> Mask:
+    """Where one of some lesions is."""
+    chosen = np.zeros(int(ids.max(initial=0)) + 1, np.bool_)
+    chosen[numbers] = True
+    return chosen[ids]
+
+
+def _distance(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spacing: Spacing) -> float:
+    """HD95, or the official penalty where it is infinite."""
+    distance = hausdorff95(reference, prediction, spacing)
+    return distance if isfinite(distance) else WORST_DISTANCE_MM
 
 
 def _check(reference: Labels, prediction: Labels) -> None:

@@ -1,7 +1,7 @@
 """Distances between the surfaces of two segmentations: the robust Hausdorff distance and the surface Dice.
 
-Both work on one zero-padded grid that holds the two segmentations, addressed by flat index: a shift is then an addition,
-and every pass over the volume runs over contiguous memory.
+Both work on one zero-padded grid that holds the two segmentations, addressed by flat index: a shift is then an
+addition, and every pass over the volume runs over contiguous memory.
 """
 
 from __future__ import annotations
@@ -21,25 +21,21 @@ Spacing = tuple[float, float, float]
 _REACH: Final = 3
 """Voxels up to which a nearest neighbour is looked for by stepping over the grid."""
 
-_QUERIES_PER_GRID: Final = 1 / 200
+_QUERIES_PER_GRID: Final = 1 / 40
 """Share of the grid's points above which one distance transform costs less than searching a tree for each point."""
 
 
 def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spacing: Spacing) -> float:
-    """The larger of the two directed 95th percentiles of surface distances, in mm; infinite where a side has no surface.
+    """The larger of the two directed 95th percentiles of surface distances, in mm; infinite if a side has no surface.
 
-    Surface elements sit on the corners between voxels, with the area that marching cubes gives them for their eight
-    voxels, and the percentile is weighted by area (Nikolov et al., arXiv:1809.04430; the package `surface-distance`).
+    Both sides are (X, Y, Z), zero outside and, where they are masks, one inside; spacing is along X, Y, Z in mm. Surface
+    elements sit on the corners between voxels, with the area that marching cubes gives them for their eight voxels, and
+    the percentile is weighted by area (Nikolov et al., arXiv:1809.04430; the package `surface-distance`).
 
-    Args:
-        reference: (X, Y, Z), zero outside. A mask holds ones; other values are taken as that package takes them, see
-            below.
-        prediction: the same for the other side.
-        spacing: voxel size along X, Y, Z in mm.
-
-    A value v weighs the eight-voxel code of a corner by v, modulo 256. So a solid object of ones has a surface, whereas in
-    one of twos also every inner corner counts (code 254), with a small area. BraTS 2024 passes maps of lesion numbers, and
-    its whole-volume distance is therefore this and not the distance of the masks.
+    Other values than one are taken as that package takes them: a value v weighs the eight-voxel code of a corner by v,
+    modulo 256. So a solid object of ones has a surface, whereas in one of twos every inner corner counts as well (code
+    254), with a small area. BraTS 2024 passes maps of lesion numbers, and its whole-volume distance is therefore this and
+    not the distance of the masks.
     """
     grid = _Grid.around(reference, prediction, padding=_REACH + 1)
     if grid is None:
@@ -62,9 +58,9 @@ def surface_dice(
 ) -> tuple[float, ...]:
     """Share of the surface voxels of two masks (X, Y, Z) that lie within each tolerance (mm) of the other's surface.
 
-    A surface voxel has a 6-neighbour outside the mask or the volume. Both shares weigh the same, however many voxels each
-    side has (`normalized_surface_dice` of nnU-Net, whose 1e-8 in the denominator keeps a perfect match just below 1).
-    Both empty: 1. One empty: 0.
+    A surface voxel has a 6-neighbour outside the mask or the volume. Both shares weigh the same, however many voxels
+    each side has (`normalized_surface_dice` of nnU-Net, whose 1e-8 in the denominator keeps a perfect match just below
+    1). Both empty: 1. One empty: 0.
     """
     grid = _Grid.around(reference, prediction, padding=1 + int(max(tolerances) / min(spacing)))
     if grid is None:
@@ -82,7 +78,7 @@ def surface_dice(
 class _Grid:
     """A zero-padded box that holds two segmentations; its points are addressed by flat index in C order."""
 
-    box: tuple[slice, ...]
+    box: tuple[slice[int, int, None], ...]
     """Where the box lies in the segmentations, without padding."""
     shape: tuple[int, int, int]
     """Its extent with padding."""
@@ -90,7 +86,9 @@ class _Grid:
     """Voxels of padding on each side."""
 
     @classmethod
-    def around(cls, first: NDArray[np.generic], second: NDArray[np.generic], padding: int) -> _Grid | None:
+    def around(
+        cls, first: NDArray[np.uint8] | NDArray[np.bool_], second: NDArray[np.uint8] | NDArray[np.bool_], padding: int
+    ) -> _Grid | None:
         """The smallest grid that holds both; nothing where both are empty."""
         box = bounding_box((first != 0) | (second != 0))
         if box is None:
@@ -103,7 +101,7 @@ class _Grid:
         """Flat distance of the next voxel along each axis."""
         return self.shape[1] * self.shape[2], self.shape[2], 1
 
-    def _padded(self, volume: NDArray[np.generic]) -> NDArray[np.uint8]:
+    def _padded(self, volume: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.uint8]:
         padded = np.zeros(self.shape, np.uint8)
         inner = slice(self.padding, -self.padding)
         padded[inner, inner, inner] = volume[self.box]
@@ -172,15 +170,11 @@ class _Grid:
         return np.stack(np.unravel_index(points, self.shape), axis=1)
 
 
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice, ...] | None:
+def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice[int, int, None], ...] | None:
     """The smallest box around what is set in a mask of any dimension; nothing where nothing is set."""
     box = []
     for axis in range(mask.ndim):
-        # Reducing the last axis first makes the remaining reductions cheap.
-        line = mask
-        for other in reversed([a for a in range(mask.ndim) if a != axis]):
-            line = line.any(axis=other)
-        inside = np.flatnonzero(line)
+        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
         if not inside.size:
             return None
         box.append(slice(int(inside[0]), int(inside[-1]) + 1))
