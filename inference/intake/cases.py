@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.errors import CaseError, FolderError
+from inference.intake.notes import Notes, printable
 from inference.labels import SEQUENCES
 
 _ALIASES: Final[Mapping[str, str]] = {
@@ -66,15 +67,10 @@ class _Candidate:
     path: Path
 
 
-def printable(name: str) -> str:
-    """A name from the file system that is safe on one line of a log: anything unprintable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
 def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
     """The cases in `folder`: files side by side, or one sub-folder for each case, or both.
 
-    Names end in the sequence (`-t1n`, `_t1ce`, `_0003`, …; `.nii` or `.nii.gz`; case does not matter) and begin with the ID; a
+    Names begin with the ID and end in the sequence (`-t1n`, `_t1ce`, `_0003`, …; `.nii` or `.nii.gz`; capitals too); a
     file whose whole name is the sequence belongs to the case that its folder names. Hidden and other files are ignored,
     and so are sub-folders in `ignored` (an output folder inside the input folder, say) and links to a folder that
     contains them. A sub-folder without any sequence is a problem, unless the cases lie side by side.
@@ -99,8 +95,8 @@ def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
             problems.append(_empty(subfolder))
     if not candidates:
         raise FolderError(
-            f"{printable(str(folder))}: no case found: none of its files and none in its {len(folders)} sub-folders is named "
-            f"like a sequence (expected <ID>/<ID>-t1n{_SUFFIX}, -t1c, -t2w, -t2f, or <ID>_t1, _t1ce, _t2, _flair)"
+            f"{printable(str(folder))}: no case found (none of its files and none in its {len(folders)} sub-folders is "
+            f"named like a sequence, expected <ID>/<ID>-t1n{_SUFFIX}, -t1c, -t2w, -t2f, or <ID>_t1, _t1ce, _t2, _flair)"
         )
     return _listing(candidates, problems)
 
@@ -215,12 +211,10 @@ def _check_regular(identifier: str, path: Path) -> None:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise CaseError(
-            identifier, f"{path.name}: cannot be read", found=error.strerror or str(error), expected="a readable file"
-        ) from error
+        raise Notes(identifier, path.name).unreadable(error) from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "a pipe, socket or device"
-        raise CaseError(identifier, f"{path.name}: not a file", found=kind, expected="a NIfTI file")
+        raise Notes(identifier, path.name).refusal("not a file", found=kind, expected="a NIfTI file")
 
 
 def _shortened(names: list[str], most: int = 4) -> str:

@@ -8,17 +8,19 @@ from typing import Final, TypeVar
 
 import nibabel as nib
 import numpy as np
+from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from inference.errors import CaseError
+from inference.intake.notes import Notes, times
 
-_Scalar = TypeVar("_Scalar", bound=np.generic)
+_Scalar = TypeVar("_Scalar", bound="np.generic[object]")
 
 _SPATIAL_FIELDS: Final = (
-    "pixdim", "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
+    "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-"""The header fields that say where the voxels lie; nothing else of an input's header goes into an output."""
+"""The header fields that say where the voxels lie, beside the first four of pixdim. Nothing else of an input's header
+goes into an output."""
 
 _FLAT: Final = 1e-3
 """Volume of a voxel over the product of its edges, below which an affine counts as singular."""
@@ -37,6 +39,12 @@ SPACING_LIMITS: Final = (0.1, 10.0)
 
 LARGEST_VOLUME: Final = 2.0**27
 """Largest field of view in mm³ (a cube of 512 mm): on the networks' grid of about 1 mm it is as many voxels."""
+
+SAME_SIZE: Final = 0.01
+"""Largest relative difference between voxel sizes stated twice in a header that passes without a word."""
+
+_UNITS: Final = {1: "metres", 3: "micrometres"}
+"""Spatial units of NIfTI beside millimetres and none."""
 
 SAME_PLACE: Final = 0.1
 """Two images lie in the same place where no corner differs by more than this part of the smallest voxel edge."""
@@ -63,7 +71,7 @@ class Geometry:
     orientation: NDArray[np.float64]
     """(3, 2), nibabel's orientation of stored axes with respect to RAS."""
     header: bytes
-    """The NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header, little-endian; what is written back comes from here, bit by bit."""
+    """The NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header, little-endian: what is written back is copied from it."""
 
     @property
     def codes(self) -> str:
@@ -111,31 +119,40 @@ class Geometry:
         with np.errstate(all="ignore"):
             return float(np.linalg.norm((self.canonical_affine - other.canonical_affine)[:3] @ corners, axis=0).max())
 
-    def new_header(self, dtype: np.dtype[np.generic], further: Sequence[int] = ()) -> nib.Nifti1Header:
-        """A header for an array of `dtype` in this place: the spatial fields of this one, and nothing else of it."""
+    def same_as(self, other: Geometry) -> bool:
+        """Whether an image written in this geometry has the very header of one written in the other."""
+        return bool(self.new_header().binaryblock == other.new_header().binaryblock)
+
+    def new_header(self, further: Sequence[int] = ()) -> nib.Nifti1Header:
+        """A header for uint8 voxels in this place: the spatial fields of the stored one, and nothing else of it.
+
+        `further` are the lengths of axes after the three of space.
+        """
         source = _header_class(self.header)(self.header, "<", check=False)
         header = type(source)(endianness="<")
-        header.set_data_dtype(dtype)
+        header.set_data_dtype(np.uint8)
         header.set_data_shape((*self.shape, *further))
         for name in _SPATIAL_FIELDS:
             header[name] = source[name]
+        header["pixdim"][:4] = source["pixdim"][:4]
         header["vox_offset"] = len(self.header) + 4
         header["scl_slope"], header["scl_inter"] = 1, 0
         return header
 
 
 def _header_class(block: bytes) -> type[nib.Nifti1Header]:
-    return nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else nib.Nifti1Header
+    header_class: type[nib.Nifti1Header] = nib.Nifti1Header
+    return nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else header_class
 
 
-def geometry_on(shape: tuple[int, int, int], affine: NDArray[np.floating]) -> Geometry:
+def geometry_on(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Geometry:
     """The geometry of a new image of `shape` whose sform and qform are both `affine` (code 1, millimetres)."""
     header = nib.Nifti1Header(endianness="<")
     header.set_data_shape(shape)
     header.set_xyzt_units("mm")
     header.set_qform(affine, 1)
     header.set_sform(affine, 1)
-    return read_geometry(header, shape, "new image", "new image", [], [])
+    return read_geometry(header, shape, Notes("new", "image"))
 
 
 def atlas_geometry() -> Geometry:
@@ -143,20 +160,19 @@ def atlas_geometry() -> Geometry:
     return geometry_on((240, 240, 155), np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]]))
 
 
-def read_geometry(
-    header: nib.Nifti1Header, shape: tuple[int, int, int], case: str, name: str, repairs: list[str], warnings: list[str]
-) -> Geometry:
-    """The geometry that a header states for an image of `shape`; what was mended or is odd is added to the lists.
+def read_geometry(header: nib.Nifti1Header, shape: tuple[int, int, int], notes: Notes) -> Geometry:
+    """The geometry that a header states for an image of `shape`.
 
-    The affine in force is nibabel's choice: the sform where its code is set, else the qform where its code is set, else the
-    voxel sizes alone. A form that is not finite or has no volume is passed over for the next. CaseError where none is left,
-    or where the voxels are sheared, or of a size that no brain scan has.
+    The affine in force is nibabel's choice: the sform where its code is set, else the qform where its code is set, else
+    the voxel sizes alone. A form that is not finite or has no volume is passed over for the next, and `notes` says so.
+    CaseError where none is left, or where the voxels are sheared, or of a size that no brain scan has.
     """
     sform = np.asarray(header.get_sform(), np.float64)
     qform = _qform(header)
-    affine = _affine_in_force(header, sform, qform, case, name, repairs, warnings)
-    _check_edges(affine, shape, case, name)
-    _check_angles(affine, case, name, warnings)
+    affine = _affine_in_force(header, sform, qform, notes)
+    _check_edges(affine, shape, notes)
+    _check_angles(affine, notes)
+    _check_statements(header, affine, notes)
     return Geometry(
         shape=shape,
         affine=affine,
@@ -172,7 +188,7 @@ def read_geometry(
 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
-    """The header's qform, voxel sizes below zero taken without their sign as nibabel does on loading."""
+    """The header's qform; as nibabel does on loading, without signs of voxel sizes, and with 1 for a size of 0."""
     mended = header.copy()
     sizes = np.abs(mended["pixdim"][1:4])
     mended["pixdim"][1:4] = np.where(sizes > 0, sizes, 1)
@@ -181,7 +197,7 @@ def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
     try:
         with np.errstate(all="ignore"):
             return np.asarray(mended.get_qform(), np.float64)
-    except (nib.spatialimages.HeaderDataError, ValueError, ArithmeticError):
+    except (HeaderDataError, ValueError, ArithmeticError):
         return None
 
 
@@ -197,44 +213,45 @@ def _usable(affine: NDArray[np.float64] | None) -> bool:
 
 
 def _affine_in_force(
-    header: nib.Nifti1Header,
-    sform: NDArray[np.float64],
-    qform: NDArray[np.float64] | None,
-    case: str,
-    name: str,
-    repairs: list[str],
-    warnings: list[str],
+    header: nib.Nifti1Header, sform: NDArray[np.float64], qform: NDArray[np.float64] | None, notes: Notes
 ) -> NDArray[np.float64]:
-    forms = {"sform": (int(header["sform_code"]), sform), "qform": (int(header["qform_code"]), qform)}
-    coded = {form: affine for form, (code, affine) in forms.items() if code > 0}
+    forms = {"sform": sform, "qform": qform}
+    coded = {form: affine for form, affine in forms.items() if int(header[f"{form}_code"]) > 0}
     usable = {form: affine for form, affine in coded.items() if affine is not None and _usable(affine)}
     broken = [form for form in coded if form not in usable]
     if broken and not usable:
-        rows = "none" if coded[broken[0]] is None else np.array2string(sform[:3], precision=3).replace("\n", "")
-        raise CaseError(case, f"{name}: {broken[0]} has no inverse", found=rows, expected="an invertible affine")
+        affine = coded[broken[0]]
+        rows = "no rotation" if affine is None else str([[float(f"{v:.4g}") for v in row] for row in affine[:3]])
+        raise notes.refusal(f"{broken[0]} has no inverse", found=rows, expected="an invertible affine")
     if broken:
-        repairs.append(f"the {broken[0]} has no inverse, the {next(iter(usable))} was used")
+        notes.repairs.append(f"the {broken[0]} has no inverse, the {next(iter(usable))} was used")
     if not usable:
-        base = np.asarray(header.get_base_affine(), np.float64)
-        if not _usable(base):
-            found = str(header["pixdim"][1:4])
-            raise CaseError(case, f"{name}: voxel sizes", found=found, expected="three positive sizes in mm")
-        warnings.append("neither sform nor qform is set: left and right are a guess (x is taken to point left)")
-        return base
+        notes.warnings.append("neither sform nor qform is set: left and right are a guess (x is taken to point left)")
+        return _affine_of_sizes(header, notes)
     if len(usable) == 2:
-        _note_disagreement(usable["sform"], usable["qform"], header, warnings)
+        _note_disagreement(usable["sform"], usable["qform"], header, notes)
     return next(iter(usable.values()))
 
 
+def _affine_of_sizes(header: nib.Nifti1Header, notes: Notes) -> NDArray[np.float64]:
+    """The affine that nibabel gives an image that has voxel sizes only."""
+    with np.errstate(all="ignore"):
+        base = np.asarray(header.get_base_affine(), np.float64)
+    if not _usable(base):
+        sizes = times(tuple(header["pixdim"][1:4]))
+        raise notes.refusal("voxel size, and neither sform nor qform", found=sizes, expected="three positive sizes")
+    return base
+
+
 def _note_disagreement(
-    sform: NDArray[np.float64], qform: NDArray[np.float64], header: nib.Nifti1Header, warnings: list[str]
+    sform: NDArray[np.float64], qform: NDArray[np.float64], header: nib.Nifti1Header, notes: Notes
 ) -> None:
     """Say so where the two forms put a corner of the image at places that differ by a noticeable part of a voxel."""
     corners = _corners([int(n) for n in header["dim"][1:4]])
     with np.errstate(all="ignore"):
         distance = float(np.linalg.norm((sform - qform)[:3] @ corners, axis=0).max())
     if distance > SAME_PLACE * float(np.linalg.norm(sform[:3, :3], axis=0).min()):
-        warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
+        notes.warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
 
 
 def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
@@ -244,35 +261,39 @@ def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
     return np.vstack([grid, np.ones((1, 8))])
 
 
-def _check_edges(affine: NDArray[np.float64], shape: tuple[int, int, int], case: str, name: str) -> None:
+def _check_edges(affine: NDArray[np.float64], shape: tuple[int, int, int], notes: Notes) -> None:
+    """Refuse voxels, and fields of view, that are no brain scan's: on the networks' grid they could fill any memory."""
     edges = np.linalg.norm(affine[:3, :3], axis=0)
     low, high = SPACING_LIMITS
     found = " × ".join(f"{edge:.4g}" for edge in edges) + " mm"
     if edges.min() < low or edges.max() > high:
-        raise CaseError(case, f"{name}: voxel size", found=found, expected=f"edges of {low:g} to {high:g} mm")
-    volume = float(np.prod(edges * shape))
-    if volume > LARGEST_VOLUME:
-        raise CaseError(
-            case,
-            f"{name}: field of view",
-            found=f"{' × '.join(map(str, shape))} voxels of {found}",
-            expected=f"at most {LARGEST_VOLUME / 1e6:.0f} litres",
-        )
+        raise notes.refusal("voxel size", found=found, expected=f"edges of {low:g} to {high:g} mm")
+    if float(np.prod(edges * shape)) > LARGEST_VOLUME:
+        expected = f"at most {LARGEST_VOLUME / 1e6:.0f} litres"
+        raise notes.refusal("field of view", found=f"{times(shape)} voxels of {found}", expected=expected)
 
 
-def _check_angles(affine: NDArray[np.float64], case: str, name: str, warnings: list[str]) -> None:
+def _check_angles(affine: NDArray[np.float64], notes: Notes) -> None:
+    """Refuse sheared voxels, and note axes that are tilted away from the anatomical ones."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
     if shear > SHEAR_REFUSED:
-        degrees = 90 - np.degrees(np.arccos(min(shear, 1.0)))
-        raise CaseError(
-            case,
-            f"{name}: sheared voxels",
-            found=f"axes {degrees:.0f}° from a right angle",
-            expected="axes at right angles: resample the scan",
-        )
+        degrees = float(np.degrees(np.arcsin(min(shear, 1.0))))
+        found, expected = f"axes {degrees:.0f}° from a right angle", "axes at right angles: resample the scan"
+        raise notes.refusal("sheared voxels", found=found, expected=expected)
     if shear > SHEAR_NOTED:
-        warnings.append(f"voxel axes are not quite at right angles (cosine {shear:.2g})")
+        notes.warnings.append(f"voxel axes are not quite at right angles (cosine {shear:.2g})")
     tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max())
     if tilt > OBLIQUE_NOTED:
-        warnings.append(f"voxel axes are tilted by {tilt:.0f}°: register the scan to the atlas first")
+        notes.warnings.append(f"voxel axes are tilted by {tilt:.0f}°: register the scan to the atlas first")
+
+
+def _check_statements(header: nib.Nifti1Header, affine: NDArray[np.float64], notes: Notes) -> None:
+    """Note voxel sizes and units in the header that the affine in force contradicts; the affine counts."""
+    stated, edges = np.asarray(header["pixdim"][1:4], np.float64), np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.all(np.abs(stated - edges) <= SAME_SIZE * edges):
+        sizes = " × ".join(f"{size:.4g}" for size in stated)
+        notes.warnings.append(f"pixdim states voxels of {sizes} mm, against the affine, which was used")
+    unit = _UNITS.get(int(header["xyzt_units"]) & 0x07)
+    if unit:
+        notes.warnings.append(f"xyzt_units says {unit}: taken as mm")

@@ -1,4 +1,4 @@
-"""Voxels that no scanner meant: found, mended, and said so; and scans that are not what the networks were trained on."""
+"""Voxels that no scanner meant, mended; and scans that are unlike those that the networks were trained on."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import CaseError
+from inference.intake.notes import Notes
 from inference.labels import SEQUENCES
 
 _MOST_SATURATED: Final = 64
@@ -18,8 +18,8 @@ _SATURATED_SHARE: Final = 1e-4
 """... and the largest part of the brain."""
 
 _GAP: Final = 1.5
-"""A value is far outside the rest where its distance from the median is this many times that of the next one. In 52 sequences of
-public cases the widest natural gap is 1.1."""
+"""A value is far outside the rest where its distance from the median is this many times that of the next one; in 52
+sequences of public cases the widest natural gap is 1.15."""
 
 _BACKGROUND_SHARE: Final = 0.2
 """Part of the volume that has to be one value, which all corners have too, for that value to be background."""
@@ -37,72 +37,70 @@ _FEWEST_VALUES: Final = 16
 """Least number of different values in a sample of brain voxels of a scan."""
 
 
-def mend_voxels(sequence: NDArray[np.float32], case: str, name: str) -> list[str]:
-    """Mend one sequence (X, Y, Z) in place and say what was done; CaseError where nothing is left to segment.
+def mend_voxels(sequence: NDArray[np.float32], notes: Notes) -> None:
+    """Mend one sequence (three axes in any order) in place; CaseError where nothing is left to segment.
 
-    Non-finite voxels become 0; a constant background other than 0 becomes 0; isolated voxels far outside the rest get the median of
-    their neighbours.
+    Non-finite voxels become 0; a constant background other than 0 becomes 0; isolated voxels far outside the rest get
+    the median of their neighbours. `notes` says what was done.
     """
-    notes = []
     finite = np.isfinite(sequence)
     if not finite.all():
         count = int(sequence.size - np.count_nonzero(finite))
         sequence[~finite] = 0
-        notes.append(f"{_voxels(count)} not finite, set to 0")
-    notes += _zero_background(sequence)
+        notes.repairs.append(f"{_voxels(count)} not finite, set to 0")
+    _zero_background(sequence, notes)
     brain = sequence[sequence != 0]
     if brain.size == 0:
-        raise CaseError(
-            case, f"{name}: empty", found="all voxels 0", expected="a brain" + " in finite voxels" * bool(notes)
-        )
+        found = "all voxels 0" if finite.all() else "no finite voxel but 0"
+        raise notes.refusal("empty", found=found, expected="a brain")
     if brain.min() == brain.max():
-        raise CaseError(case, f"{name}: no contrast", found=f"one value, {brain[0]:g}, besides 0", expected="a scan")
-    return notes + _mend_saturated(sequence, brain)
+        raise notes.refusal("no contrast", found=f"no value but {brain[0]:g} and 0", expected="a brain")
+    _mend_saturated(sequence, brain, notes)
 
 
 def _voxels(count: int) -> str:
     return "1 voxel" if count == 1 else f"{count} voxels"
 
 
-def _zero_background(sequence: NDArray[np.float32]) -> list[str]:
+def _zero_background(sequence: NDArray[np.float32], notes: Notes) -> None:
     """Set a constant background to 0: networks and brain masks take 0 as outside."""
-    corners = [sequence[corner] for corner in itertools.product((0, -1), repeat=3)]
-    value = corners[0]
-    if value == 0 or any(corner != value for corner in corners):
-        return []
+    value = sequence[0, 0, 0]
+    if value == 0 or not (sequence[np.ix_((0, -1), (0, -1), (0, -1))] == value).all():
+        return
     background = sequence == value
-    if _BACKGROUND_SHARE * sequence.size > np.count_nonzero(background) or background.all():
-        return []
-    sequence[background] = 0
-    return [f"background was {value:g} throughout, set to 0"]
+    if _BACKGROUND_SHARE * sequence.size <= np.count_nonzero(background) < sequence.size:
+        sequence[background] = 0
+        notes.repairs.append(f"background was {value:g} throughout, set to 0")
 
 
-def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32]) -> list[str]:
-    """Replace isolated voxels far above or below the rest of the brain (its nonzero voxels, in any order)."""
-    notes = []
+def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], notes: Notes) -> None:
+    """Mend isolated voxels far above or below the rest of the brain, which holds the nonzero voxels in any order."""
     centre = float(np.median(brain[:: max(1, brain.size // 2**16)]))
     most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
     for sign, word in ((1, "above"), (-1, "below")):
-        distances = sign * (brain.astype(np.float64) - centre)
-        farthest = np.sort(np.partition(distances, -most - 1)[-most - 1 :])
-        gaps = np.flatnonzero((farthest[:-1] > 0) & (farthest[1:] > _GAP * farthest[:-1]))
+        order = brain.size - most - 1 if sign > 0 else most
+        ends = np.partition(brain, order)
+        ends = np.sort(ends[order:] if sign > 0 else ends[: order + 1])[::sign]
+        distances = sign * (ends.astype(np.float64) - centre)
+        gaps = np.flatnonzero((distances[:-1] > 0) & (distances[1:] > _GAP * distances[:-1]))
         if gaps.size == 0:
             continue
-        limit = centre + sign * farthest[gaps[0]]
-        places = np.argwhere(sign * sequence > sign * limit)
-        extreme = sign * float(farthest[-1]) + centre
-        for place in places:
-            _mend_voxel(sequence, place, sign, limit)
-        notes.append(
-            f"{_voxels(len(places))} far {word} the rest (up to {extreme:g}), set to the median of their neighbours"
-        )
-    return notes
+        limit = ends[gaps[0]]
+        count = sum(_mend_voxel(sequence, place, sign, limit) for place in np.argwhere(sign * sequence > sign * limit))
+        if count:
+            notes.repairs.append(
+                f"{_voxels(count)} far {word} the rest (up to {ends[-1]:g}), set to the median of the neighbours"
+            )
 
 
-def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: int, limit: float) -> None:
+def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: int, limit: np.float32) -> bool:
+    """Give one voxel the median of its neighbours within the limit, unless they are so few that it is not alone."""
     around = sequence[tuple(slice(max(0, i - 1), i + 2) for i in place)]
     others = around[sign * around <= sign * limit]
-    sequence[tuple(place)] = np.median(others) if others.size else 0
+    if 2 * others.size < around.size:
+        return False
+    sequence[tuple(place)] = np.median(others)
+    return True
 
 
 def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) -> list[str]:

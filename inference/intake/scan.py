@@ -14,13 +14,14 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError
 from inference.intake.cases import Case
-from inference.intake.geometry import SAME_PLACE, Geometry
+from inference.intake.geometry import SAME_PLACE, Geometry, atlas_geometry
 from inference.intake.nifti import Image, open_image, read_voxels
+from inference.intake.notes import times
 from inference.intake.repairs import mend_voxels, odd_anatomy
 from inference.intake.writing import write_whole
 from inference.labels import SEQUENCES, Label
 
-__all__ = ["Geometry", "Scan", "read_geometry_of", "read_labels", "read_scan", "write_fractions", "write_labels"]
+__all__ = ["Geometry", "Scan", "any_geometry", "read_labels", "read_scan", "write_fractions", "write_labels"]
 
 _REFERENCE: Final = "t1n"
 """The sequence whose geometry the result takes."""
@@ -28,7 +29,11 @@ _REFERENCE: Final = "t1n"
 _SEVERAL_AT_ONCE: Final = 2**24
 """Voxels up to which the four sequences are decompressed side by side, and above which one after another."""
 
+_OLD_ET: Final = 4
+"""Enhancing tumour in releases up to BraTS 2021."""
+
 _COMPRESSION: Final = 4
+"""Label maps shrink to some 50 kB in 20 ms; higher levels cost more time than they save."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +43,7 @@ class Scan:
     case: str
     """ID of the case."""
     data: NDArray[np.float32]
-    """(4, X, Y, Z), canonical RAS, sequences in the order of `labels.SEQUENCES`. In memory x runs fastest, as in the files."""
+    """(4, X, Y, Z), canonical RAS, sequences as in `labels.SEQUENCES`. In memory x runs fastest, as in files."""
     spacing: tuple[float, float, float]
     """Voxel edges in mm along the canonical axes."""
     geometry: Geometry
@@ -52,61 +57,58 @@ class Scan:
 def read_scan(case: Case) -> Scan:
     """Read, check and repair the four sequences of a case.
 
-    All four headers are compared before any voxel is read: the shapes in canonical RAS must be equal and every corner must lie in the
-    same place to within a tenth of a voxel. Raises CaseError with the file, what was found and what was expected.
+    All four headers are compared before any voxel is read: in canonical RAS the shapes must be equal, and every corner
+    must lie in the same place to within a tenth of a voxel. Raises CaseError with the file, what was found and what was
+    expected.
     """
     images = {sequence: open_image(case.paths[sequence], case.id) for sequence in SEQUENCES}
     reference = images[_REFERENCE].geometry
-    repairs = {sequence: list(image.repairs) for sequence, image in images.items()}
-    for sequence, image in images.items():
-        repairs[sequence] += _same_grid(case.id, image, images[_REFERENCE])
+    for image in images.values():
+        _check_same_grid(image, images[_REFERENCE])
     x, y, z = reference.canonical_shape
     data = np.empty((len(SEQUENCES), z, y, x), np.float32).transpose(0, 3, 2, 1)
     with ThreadPoolExecutor(len(SEQUENCES) if x * y * z <= _SEVERAL_AT_ONCE else 1) as pool:
-        mended = list(pool.map(_read_sequence, images.values(), data))
-    for sequence, notes in zip(SEQUENCES, mended, strict=True):
-        repairs[sequence] += notes
-    warnings = {sequence: list(image.warnings) for sequence, image in images.items()}
+        list(pool.map(_read_sequence, images.values(), data))
     return Scan(
         case=case.id,
         data=data,
         spacing=reference.spacing,
         geometry=reference,
-        repairs=_merged(repairs),
-        warnings=(*_merged(warnings), *odd_anatomy(data, reference.spacing)),
+        repairs=_merged({sequence: image.notes.repairs for sequence, image in images.items()}),
+        warnings=(
+            *_merged({sequence: image.notes.warnings for sequence, image in images.items()}),
+            *odd_anatomy(data, reference.spacing),
+        ),
     )
 
 
-def _same_grid(case: str, image: Image, reference: Image) -> list[str]:
-    """Nothing, or the note that an image is stored in another orientation; CaseError where it lies elsewhere."""
+def _check_same_grid(image: Image, reference: Image) -> None:
+    """CaseError where an image lies elsewhere than the reference; a note where only its stored orientation differs."""
     geometry, expected = image.geometry, reference.geometry
     if geometry.canonical_shape != expected.canonical_shape:
-        shapes = ["×".join(map(str, shape)) for shape in (geometry.canonical_shape, expected.canonical_shape)]
-        raise CaseError(
-            case, f"{image.path.name}: another shape", found=shapes[0], expected=f"{shapes[1]} as {reference.path.name}"
+        raise image.notes.refusal(
+            "another shape",
+            found=times(geometry.canonical_shape),
+            expected=f"{times(expected.canonical_shape)} as {reference.path.name}",
         )
-    distance = geometry.displacement(expected)
-    limit = SAME_PLACE * min(expected.spacing)
+    distance, limit = geometry.displacement(expected), SAME_PLACE * min(expected.spacing)
     if not distance <= limit:
-        raise CaseError(
-            case,
-            f"{image.path.name}: another place, orientation or voxel size",
+        raise image.notes.refusal(
+            "another place, orientation or voxel size",
             found=f"corners up to {distance:.3g} mm from those of {reference.path.name}",
             expected=f"at most {limit:.2g} mm",
         )
     if geometry.codes != expected.codes:
-        return [f"stored as {geometry.codes} beside a t1n stored as {expected.codes}, reoriented"]
-    return []
+        image.notes.repairs.append(f"stored as {geometry.codes}, t1n as {expected.codes}: reoriented")
 
 
-def _read_sequence(image: Image, into: NDArray[np.float32]) -> list[str]:
-    """Fill `into` (X, Y, Z; canonical RAS) with the voxels of an image; returns what was mended."""
-    stored, notes = read_voxels(image)
-    _scale_into(image, image.geometry.to_canonical(stored), into)
-    return [*notes, *mend_voxels(into, image.case, image.path.name)]
+def _read_sequence(image: Image, into: NDArray[np.float32]) -> None:
+    """Fill `into` (X, Y, Z; canonical RAS) with the voxels of an image, mended."""
+    _scale_into(image, image.geometry.to_canonical(read_voxels(image)), into)
+    mend_voxels(into.T, image.notes)
 
 
-def _scale_into(image: Image, stored: NDArray[np.generic], into: NDArray[np.float32]) -> None:
+def _scale_into(image: Image, stored: NDArray[np.generic[object]], into: NDArray[np.float32]) -> None:
     with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and is mended like other such voxels
         if image.slope == 1 and image.intercept == 0:
             into[...] = stored
@@ -121,56 +123,65 @@ def _merged(notes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:
     return (*(f"all sequences: {note}" for note in shared), *single)
 
 
-def read_geometry_of(path: Path) -> Geometry:
-    """The geometry of the image at `path`, from its header alone (CaseError)."""
-    return open_image(path, path.name).geometry
+def any_geometry(paths: Mapping[str, Path]) -> Geometry:
+    """A geometry for the empty result of a case that failed: of the first of its sequences whose header can be read.
+
+    That is t1n where possible. Where none can be read, it is the grid of the BraTS atlas.
+    """
+    for sequence in SEQUENCES:
+        try:
+            return open_image(paths[sequence], sequence).geometry
+        except (KeyError, CaseError):
+            continue
+    return atlas_geometry()
 
 
 def read_labels(path: Path) -> tuple[NDArray[np.uint8], Geometry]:
     """A label map (X, Y, Z) in canonical RAS, and the geometry that it is stored in.
 
-    ET is 3, or 4 in releases up to BraTS 2021: where no voxel is 3, 4 becomes 3. Raises CaseError (whose case is the name of
-    the file) where the file is no image, or holds anything but these whole numbers.
+    ET is 3, or 4 in releases up to BraTS 2021: where no voxel is 3, 4 becomes 3. Raises CaseError (whose case is the
+    name of the file) where the file is no image, or holds anything but these whole numbers.
     """
     image = open_image(path, path.name)
-    stored, _ = read_voxels(image)
+    stored = read_voxels(image)
     values = np.empty(stored.shape, np.float32, order="F")
     _scale_into(image, stored, values)
-    labels = np.zeros(stored.shape, np.uint8, order="F")
-    known = values == Label.BACKGROUND
-    for value in (1, 2, 3, 4):
-        here = values == value
-        known |= here
-        if value == 4 and here.any():
-            if (labels == Label.ET).any():
-                raise CaseError(
-                    image.case, "labels", found="both 3 and 4", expected="3 or 4 as enhancing tumour, not both"
-                )
-        labels[here] = Label.ET if value == 4 else value
-    if not known.all():
-        odd = ", ".join(f"{value:g}" for value in np.unique(values[~known])[:4])
-        raise CaseError(image.case, "labels", found=odd, expected="0, 1, 2 and 3 (or 4)")
+    with np.errstate(invalid="ignore"):
+        labels = values.astype(np.uint8)
+    wrong = labels != values
+    wrong |= labels > _OLD_ET
+    if wrong.any():
+        odd = ", ".join(f"{value:g}" for value in np.unique(values[wrong])[:4])
+        raise image.notes.refusal("labels", found=odd, expected="0, 1, 2 and 3 (or 4)")
+    old = labels == _OLD_ET
+    if old.any():
+        if (labels == Label.ET).any():
+            raise image.notes.refusal("labels", found="both 3 and 4", expected="one of them, as enhancing tumour")
+        labels[old] = Label.ET
     return np.ascontiguousarray(image.geometry.to_canonical(labels)), image.geometry
 
 
 def write_labels(labels: NDArray[np.uint8], geometry: Geometry, path: Path) -> None:
     """Write labels (X, Y, Z; canonical RAS) as uint8 in the shape, affine, forms and codes of `geometry`.
 
-    The file appears whole or not at all, and the same labels give the same bytes. Raises FolderError where it cannot be written.
+    The file appears whole or not at all, and the same labels give the same bytes. Raises FolderError where it cannot be
+    written, and ValueError where the shape is not that of `geometry`.
     """
     _write(labels.astype(np.uint8, casting="safe", copy=False), geometry, path, slope=1.0)
 
 
-def write_fractions(volume: NDArray[np.floating], geometry: Geometry, path: Path) -> None:
-    """Write fractions in [0, 1], (X, Y, Z) or (X, Y, Z, C), canonical RAS, as uint8 with a slope of 1/255; else as write_labels."""
-    _write(np.rint(volume * 255).astype(np.uint8), geometry, path, slope=1 / 255)
+def write_fractions(
+    volume: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16], geometry: Geometry, path: Path
+) -> None:
+    """Write fractions in [0, 1], (X, Y, Z) or (X, Y, Z, C), as uint8 with a slope of 1/255; else as write_labels."""
+    _write(np.rint(volume.astype(np.float32) * 255).astype(np.uint8), geometry, path, slope=1 / 255)
 
 
 def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float) -> None:
     if values.shape[:3] != geometry.canonical_shape:
         raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
     stored = geometry.from_canonical(values)
-    header = geometry.new_header(stored.dtype, stored.shape[3:])
+    header = geometry.new_header(stored.shape[3:])
     header["scl_slope"] = slope
     contents = header.binaryblock + bytes(4) + stored.tobytes(order="F")
     if path.suffix == ".gz":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.errors import FolderError
+from inference.intake.notes import printable
 
 _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS, errno.EXDEV})
 """What file systems without unnamed files answer (EISDIR: kernels before 3.11), and a system without /proc."""
@@ -17,11 +18,11 @@ _UNSUPPORTED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, e
 def write_whole(path: Path, contents: bytes) -> None:
     """Put a file with `contents` at `path`, replacing what is there; no other name ever shows in its folder.
 
-    The bytes go to an unnamed file in the same folder (`O_TMPFILE`), are flushed to the disk, and the file is then linked
-    to its name: before that instant the folder shows nothing, after it the whole file, whatever kills the process. A
-    link cannot replace a name, and a rename would need a second name in the folder, so an existing file is unlinked just
-    before the link: who looks between the two calls sees no file, and who kills the process between them leaves none; a
-    part of a file is never seen.
+    The bytes go to an unnamed file in the same folder (`O_TMPFILE`), are flushed to the disk, and the file is then
+    linked to its name: before that instant the folder shows nothing, after it the whole file, whatever kills the
+    process. A link cannot replace a name, and a rename would need a second name in the folder, so an existing file is
+    unlinked just before the link: who looks between the two calls sees no file, and who kills the process between them
+    leaves none; a part of a file is never seen.
 
     Where the file system knows no unnamed files (NFS, some FUSE and network drives) the bytes go to a hidden file
     in the parent of the folder and are renamed, which is as good if both are on one file system. Where that fails too,
@@ -37,7 +38,7 @@ def write_whole(path: Path, contents: bytes) -> None:
     try:
         if not _link_unnamed(folder, path.name, contents) and not _rename_from_parent(path, contents):
             _write_named(folder, path.name, contents)
-        os.fsync(folder)
+        _flush(folder)
     except OSError as error:
         raise _unwritable(path, error) from error
     finally:
@@ -45,7 +46,7 @@ def write_whole(path: Path, contents: bytes) -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> FolderError:
-    return FolderError(f"{path}: cannot be written ({error.strerror or error})")
+    return FolderError(f"{printable(str(path))}: cannot be written ({error.strerror or error})")
 
 
 def _link_unnamed(folder: int, name: str, contents: bytes) -> bool:
@@ -87,7 +88,7 @@ def _rename_from_parent(path: Path, contents: bytes) -> bool:
     parent = path.parent.resolve().parent
     staged = parent / f".{path.name}.{os.getpid()}"
     try:
-        if os.stat(parent).st_dev != os.stat(path.parent).st_dev:
+        if parent.stat().st_dev != path.parent.stat().st_dev:
             return False
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     except OSError:
@@ -97,10 +98,10 @@ def _rename_from_parent(path: Path, contents: bytes) -> bool:
             _write_all(descriptor, contents)
         finally:
             os.close(descriptor)
-        os.replace(staged, path)
+        staged.replace(path)
     except OSError as error:
         with contextlib.suppress(OSError):
-            os.unlink(staged)
+            staged.unlink()
         if error.errno == errno.EXDEV:
             return False
         raise
@@ -126,4 +127,13 @@ def _write_all(descriptor: int, contents: bytes) -> None:
     left = memoryview(contents)
     while left:
         left = left[os.write(descriptor, left) :]
-    os.fsync(descriptor)
+    _flush(descriptor)
+
+
+def _flush(descriptor: int) -> None:
+    """Flush a file or folder to the disk, where its file system knows how to."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise

@@ -1,0 +1,40 @@
+"""What is found out about one file on the way: what was mended, what is odd, and how to refuse it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from inference.errors import CaseError
+
+
+def printable(name: str) -> str:
+    """A name from the file system that is safe on one line of a log: anything unprintable is escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def times(shape: tuple[int, ...]) -> str:
+    """A shape as people write it."""
+    return "×".join(map(str, shape))
+
+
+@dataclass(frozen=True)
+class Notes:
+    """Findings about one file of one case."""
+
+    case: str
+    """ID of the case."""
+    file: str
+    """Name of the file, without its folder."""
+    repairs: list[str] = field(default_factory=list)
+    """What was mended."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd and was left alone."""
+
+    def refusal(self, problem: str, *, found: str, expected: str) -> CaseError:
+        """The error that names the case, the file, what was found there and what was expected."""
+        return CaseError(self.case, f"{printable(self.file)}: {problem}", found=found, expected=expected)
+
+    def unreadable(self, error: Exception) -> CaseError:
+        """The error for a file that the system will not give."""
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        return self.refusal("cannot be read", found=str(reason), expected="a readable file")
