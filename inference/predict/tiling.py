@@ -1,0 +1,70 @@
+"""Where tiles lie, how they are weighted and how they are mirrored: nnU-Net's sliding window, as arrays and numbers.
+
+nnU-Net accumulates in half precision; here sums are in single precision, which is what it would give without rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import combinations, product
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.predict.preprocess import Box, Triple
+
+STEP: Final = 0.5
+"""Distance between tiles, at most, as a share of the patch."""
+MIRRORINGS: Final = tuple(axes for count in range(4) for axes in combinations((1, 2, 3), count))
+"""Spatial axes of (channel, Z, Y, X) to flip: none, each one, each two, all three."""
+_SIGMA: Final = 1 / 8
+"""Deviation of the Gaussian weights as a share of the patch."""
+
+
+def windows(shape: Sequence[int], patch: Sequence[int], step: float = STEP) -> list[Box]:
+    """Boxes of `patch` that cover an array of `shape` (Z, Y, X), evenly spaced by at most `step` patches.
+
+    The array must be at least as large as the patch.
+    """
+    starts = [_starts(size, length, step) for size, length in zip(shape, patch, strict=True)]
+    depth, height, width = patch
+    return [((z, z + depth), (y, y + height), (x, x + width)) for z, y, x in product(*starts)]
+
+
+def _starts(size: int, length: int, step: float) -> list[int]:
+    count = math.ceil((size - length) / (length * step)) + 1
+    distance = (size - length) / (count - 1) if count > 1 else 0.0
+    # Halves to the even number, like nnU-Net's np.round.
+    return [round(distance * index) for index in range(count)]
+
+
+@lru_cache(maxsize=4)
+def gaussian(patch: Triple) -> NDArray[np.float32]:
+    """Weights (Z, Y, X) of a tile's voxels: largest, 1, at its centre and above 0 everywhere. Not to be written to."""
+    from scipy.ndimage import gaussian_filter1d
+
+    profiles = []
+    for length in patch:
+        peak = np.zeros(length)
+        peak[length // 2] = 1
+        profiles.append(gaussian_filter1d(peak, length * _SIGMA, mode="constant"))
+    weights = np.einsum("i,j,k->ijk", *profiles)
+    weights = (weights / weights.max()).astype(np.float32)
+    weights[weights == 0] = weights[weights > 0].min()
+    weights.setflags(write=False)
+    return weights
+
+
+def padding(shape: Sequence[int], least: Sequence[int]) -> list[tuple[int, int]]:
+    """Voxels to add before and after each axis so that it is at least `least`; the odd one comes after."""
+    missing = [max(0, wanted - size) for size, wanted in zip(shape, least, strict=True)]
+    return [(count // 2, count - count // 2) for count in missing]
+
+
+def next_multiple(shape: Sequence[int], stride: Sequence[int]) -> Triple:
+    """The smallest shape that holds `shape` and whose sizes are multiples of `stride`."""
+    z, y, x = (math.ceil(size / factor) * factor for size, factor in zip(shape, stride, strict=True))
+    return z, y, x
