@@ -1,0 +1,103 @@
+"""A tumour's subtype: its features scaled, projected onto principal components, and the nearest centroid.
+
+What scikit-learn fitted is kept as plain arrays and applied here, so that no pickle and no scikit-learn is needed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.tables import SubtypeTables
+from inference.refine.radiomics import (
+    FEATURE_NAMES,
+    ExtractionSettings,
+    FeatureVector,
+    check_feature_names,
+    parse_settings,
+    settings_to_json,
+)
+
+
+@dataclass(frozen=True)
+class Subtype:
+    """The subtype of one tumour."""
+
+    cluster: int
+    """Index of the nearest centroid, the first among equals."""
+    distances: tuple[float, ...]
+    """Euclidean distances to the two nearest centroids in the space of the principal components, nearest first; one
+    where the model has a single centroid."""
+
+
+@dataclass(frozen=True)
+class SubtypeModel:
+    """A fitted subtype model as arrays; (386,) is the length of :data:`inference.refine.radiomics.FEATURE_NAMES`."""
+
+    extraction: ExtractionSettings
+    """How the features have to be extracted."""
+    scaling: str
+    """`l2`: each case to unit length (scikit-learn's `Normalizer`); `standard`: each feature to zero mean and unit
+    variance (`StandardScaler`); `none`."""
+    pca_mean: NDArray[np.float64]
+    """(386,), subtracted after scaling."""
+    pca_components: NDArray[np.float64]
+    """(components, 386)."""
+    centroids: NDArray[np.float64]
+    """(k, components)."""
+    mean: NDArray[np.float64] | None = None
+    """(386,) for `standard`."""
+    scale: NDArray[np.float64] | None = None
+    """(386,) for `standard`, above 0."""
+
+    def project(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Feature values (..., 386) as principal components (..., components)."""
+        projected: NDArray[np.float64] = (self._scaled(values) - self.pca_mean) @ self.pca_components.T
+        return projected
+
+    def assign(self, features: FeatureVector) -> Subtype:
+        """The subtype whose centroid is nearest, as scikit-learn's `KMeans.predict` has it."""
+        distances = np.linalg.norm(self.centroids - self.project(features.values), axis=1)
+        return Subtype(int(np.argmin(distances)), tuple(np.sort(distances)[:2].tolist()))
+
+    def _scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        if self.scaling == "l2":
+            lengths = np.linalg.norm(values, axis=-1, keepdims=True)
+            scaled: NDArray[np.float64] = values / np.where(lengths > 0, lengths, 1)
+            return scaled
+        if self.scaling == "standard":
+            assert self.mean is not None
+            assert self.scale is not None
+            return (values - self.mean) / self.scale
+        return values
+
+
+def subtype_model(tables: SubtypeTables, file: str = "subtypes.json") -> SubtypeModel:
+    """The model in a bundle's tables, whose shapes are checked already.
+
+    Raises :class:`BundleError`, naming `file`, where the features or their settings are not ones that can be extracted.
+    """
+    check_feature_names(tables.features, file)
+    return SubtypeModel(
+        extraction=parse_settings(tables.extraction, file),
+        scaling=tables.scaling,
+        pca_mean=tables.arrays["pca_mean"],
+        pca_components=tables.arrays["pca_components"],
+        centroids=tables.arrays["centroids"],
+        mean=tables.arrays.get("mean"),
+        scale=tables.arrays.get("scale"),
+    )
+
+
+def subtype_tables(model: SubtypeModel) -> SubtypeTables:
+    """What a bundle stores of a model; the inverse of :func:`subtype_model`."""
+    arrays = {name: getattr(model, name) for name in ("pca_mean", "pca_components", "centroids", "mean", "scale")}
+    return SubtypeTables(
+        features=FEATURE_NAMES,
+        extraction=settings_to_json(model.extraction),
+        scaling=model.scaling,
+        clusters=len(model.centroids),
+        arrays={name: array for name, array in arrays.items() if array is not None},
+    )
