@@ -166,7 +166,7 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
     largest = np.zeros_like(mask)
     if mask.any():
-        box = _bounding_box(mask)
+        box = bounding_box(mask)
         components = cc3d.connected_components(mask[box], connectivity=26)
         sizes = np.bincount(components.ravel())
         largest[box] = components == 1 + np.argmax(sizes[1:])
@@ -187,7 +187,7 @@ def extract_features(
     tumour = largest_component(whole_tumour)
     if reason := _why_not_described(tumour, settings):
         return NoFeatures(reason)
-    box = _bounding_box(tumour)
+    box = bounding_box(tumour)
     mask = _image(tumour[box].astype(np.uint32), spacing)
     brain_voxels = int(np.count_nonzero((data != 0).any(axis=0))) if settings.statistics == "brain" else None
     values = [*_shape_features(mask)]
@@ -200,7 +200,7 @@ def extract_features(
     return FeatureVector(vector)
 
 
-def _bounding_box(mask: NDArray[np.bool_]) -> Box:
+def bounding_box(mask: NDArray[np.bool_]) -> Box:
     """Smallest box around what is True in a mask (X, Y, Z), which must not be empty."""
     axes = range(mask.ndim)
     extents = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
@@ -214,7 +214,7 @@ def _why_not_described(tumour: NDArray[np.bool_], settings: ExtractionSettings) 
         return "the whole tumour is empty"
     if voxels < settings.smallest_tumour_voxels:
         return f"the largest component has {voxels} voxels, fewer than {settings.smallest_tumour_voxels}"
-    if any(side.stop - side.start < 2 for side in _bounding_box(tumour)):
+    if any(side.stop - side.start < 2 for side in bounding_box(tumour)):
         return "the largest component is one voxel thick"
     return ""
 

@@ -1,0 +1,145 @@
+"""Cleaning a label map with the thresholds of its tumour's subtype, and the record of what that did.
+
+First, per label, small 26-connected components become background; then, with the whole tumour counted after that,
+enhancing tumour becomes necrotic core where there is too little of it. Both comparisons are strict, so that a threshold
+of zero leaves everything alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.tables import Thresholds, ThresholdTables
+from inference.labels import TUMOUR_LABELS, Label, region_mask
+from inference.refine.radiomics import NoFeatures, bounding_box, extract_features
+from inference.refine.subtypes import Subtype, SubtypeModel
+
+_MM3_DIGITS = 3
+"""Component volumes are rounded to so many digits: a spacing of 0.9999999 mm, as headers have it, counts as 1."""
+
+
+@dataclass(frozen=True)
+class Removed:
+    """What was removed of one label."""
+
+    components: int
+    """Number of components."""
+    mm3: float
+    """Their volume."""
+
+
+@dataclass(frozen=True)
+class RefinementRecord:
+    """What refinement found and did in one case."""
+
+    cluster: int | None
+    """Subtype of the tumour; None where there is none."""
+    distances: tuple[float, ...]
+    """Distances to the two nearest centroids, nearest first."""
+    no_subtype: str | None
+    """Why there is no subtype; None where there is one."""
+    thresholds: Thresholds
+    """The thresholds that were used."""
+    thresholds_of: str
+    """Whose they are, and why: `subtype 3`, `all cases: …`."""
+    removed: Mapping[str, Removed]
+    """Components smaller than the threshold, per label."""
+    et_wt_ratio: float | None
+    """ET/WT after the removal; None where no tumour was left."""
+    et_relabelled: bool
+    """Whether ET became NCR."""
+
+
+def remove_components(
+    labels: NDArray[np.uint8], spacing: tuple[float, float, float], smallest_mm3: Mapping[str, float]
+) -> tuple[NDArray[np.uint8], dict[str, Removed]]:
+    """A label map (X, Y, Z) without the 26-connected components that are smaller than their label's threshold.
+
+    `spacing` in mm (x, y, z); `smallest_mm3` by label name. Also says what was removed per label.
+    """
+    import cc3d
+
+    cleaned = labels.copy()
+    if not labels.any():
+        return cleaned, {label.name: Removed(0, 0.0) for label in TUMOUR_LABELS}
+    box = bounding_box(labels > 0)
+    components = cc3d.connected_components(labels[box], connectivity=26)
+    volumes = np.round(np.bincount(components.ravel()) * math.prod(spacing), _MM3_DIGITS)
+    label_of = np.zeros(volumes.shape, np.uint8)
+    label_of[components] = labels[box]
+    removed: dict[str, Removed] = {}
+    for label in TUMOUR_LABELS:
+        small = (label_of == label) & (volumes < smallest_mm3[label.name])
+        cleaned[box][small[components]] = Label.BACKGROUND
+        removed[label.name] = Removed(int(small.sum()), round(float(volumes[small].sum()), _MM3_DIGITS))
+    return cleaned, removed
+
+
+def relabel_by_ratio(labels: NDArray[np.uint8], smallest_ratio: float) -> tuple[NDArray[np.uint8], float | None, bool]:
+    """A label map (X, Y, Z) with ET as NCR where ET/WT is below `smallest_ratio`; the ratio; whether ET was relabelled.
+
+    Without a whole tumour there is no ratio, and without ET nothing to relabel.
+    """
+    whole = np.count_nonzero(region_mask(labels, "WT"))
+    enhancing = region_mask(labels, "ET")
+    if whole == 0:
+        return labels, None, False
+    ratio = float(np.count_nonzero(enhancing) / whole)
+    if not 0 < ratio < smallest_ratio:
+        return labels, ratio, False
+    return np.where(enhancing, np.uint8(Label.NCR), labels), ratio, True
+
+
+def refine(
+    labels: NDArray[np.uint8],
+    spacing: tuple[float, float, float],
+    data: NDArray[np.float32],
+    model: SubtypeModel | None,
+    tables: ThresholdTables,
+) -> tuple[NDArray[np.uint8], RefinementRecord]:
+    """Final labels (X, Y, Z) from labels as predicted (X, Y, Z) on a scan (4, X, Y, Z); `spacing` in mm (x, y, z).
+
+    Where there is a model the subtype is found and recorded, whichever thresholds rule. A tumour without a subtype gets
+    the thresholds of all cases.
+    """
+    subtype = _find_subtype(labels, spacing, data, model)
+    thresholds, thresholds_of = _choose_thresholds(subtype, tables)
+    cleaned, removed = remove_components(labels, spacing, thresholds.smallest_component_mm3)
+    final, ratio, relabelled = relabel_by_ratio(cleaned, thresholds.et_wt_ratio)
+    return final, RefinementRecord(
+        cluster=subtype.cluster if isinstance(subtype, Subtype) else None,
+        distances=subtype.distances if isinstance(subtype, Subtype) else (),
+        no_subtype=None if isinstance(subtype, Subtype) else subtype.reason,
+        thresholds=thresholds,
+        thresholds_of=thresholds_of,
+        removed=removed,
+        et_wt_ratio=ratio,
+        et_relabelled=relabelled,
+    )
+
+
+def _find_subtype(
+    labels: NDArray[np.uint8],
+    spacing: tuple[float, float, float],
+    data: NDArray[np.float32],
+    model: SubtypeModel | None,
+) -> Subtype | NoFeatures:
+    """The subtype of the largest whole-tumour component, or why there is none."""
+    if model is None:
+        return NoFeatures("the bundle has no subtype model")
+    features = extract_features(data, region_mask(labels, "WT"), spacing, model.extraction)
+    return features if isinstance(features, NoFeatures) else model.assign(features)
+
+
+def _choose_thresholds(subtype: Subtype | NoFeatures, tables: ThresholdTables) -> tuple[Thresholds, str]:
+    """The thresholds that rule a case, and whose they are."""
+    if tables.use == "global":
+        return tables.overall, "all cases: the bundle uses one set of thresholds"
+    if isinstance(subtype, NoFeatures):
+        return tables.overall, f"all cases: no subtype, since {subtype.reason}"
+    return tables.subtypes[subtype.cluster], f"subtype {subtype.cluster}"
