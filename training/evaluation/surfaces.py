@@ -26,7 +26,7 @@ _QUERIES_PER_GRID: Final = 1 / 40
 
 
 def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spacing: Spacing) -> float:
-    """The larger of the two directed 95th percentiles of surface distances, in mm; infinite if a side has no surface.
+    """The larger of the two directed 95th percentiles of surface distances, mm; infinite if a side has no surface.
 
     Both sides are (X, Y, Z), zero outside and, where they are masks, one inside; spacing is along X, Y, Z in mm. Surface
     elements sit on the corners between voxels, with the area that marching cubes gives them for their eight voxels, and
@@ -34,7 +34,7 @@ def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spa
 
     Other values than one are taken as that package takes them: a value v weighs the eight-voxel code of a corner by v,
     modulo 256. So a solid object of ones has a surface, whereas in one of twos every inner corner counts as well (code
-    254), with a small area. BraTS 2024 passes maps of lesion numbers, and its whole-volume distance is therefore this and
+    254), with a small area. BraTS 2024 passes maps of lesion numbers: its whole-volume distance is therefore this and
     not the distance of the masks.
     """
     grid = _Grid.around(reference, prediction, padding=_REACH + 1)
