@@ -92,7 +92,7 @@ class RegionScore:
 
     def named(self) -> dict[str, float]:
         """The scores by the names used in files, without those that are NaN."""
-        values = {_FILE_NAMES.get(field.name, field.name): float(getattr(self, field.name)) for field in fields(self)}
+        values = {_FILE_NAMES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
         return {name: value for name, value in values.items() if name != "reference_volume" and not isnan(value)}
 
 

@@ -28,9 +28,9 @@ _QUERIES_PER_GRID: Final = 1 / 40
 def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spacing: Spacing) -> float:
     """The larger of the two directed 95th percentiles of surface distances, mm; infinite if a side has no surface.
 
-    Both sides are (X, Y, Z), zero outside and, where they are masks, one inside; spacing is along X, Y, Z in mm. Surface
-    elements sit on the corners between voxels, with the area that marching cubes gives them for their eight voxels, and
-    the percentile is weighted by area (Nikolov et al., arXiv:1809.04430; the package `surface-distance`).
+    Both sides are (X, Y, Z), zero outside and, where they are masks, one inside; spacing is along X, Y, Z in mm.
+    Surface elements sit on the corners between voxels, with the area that marching cubes gives them for their eight
+    voxels, and the percentile is weighted by area (Nikolov et al., arXiv:1809.04430; the package `surface-distance`).
 
     Other values than one are taken as that package takes them: a value v weighs the eight-voxel code of a corner by v,
     modulo 256. So a solid object of ones has a surface, whereas in one of twos every inner corner counts as well (code

@@ -1,0 +1,154 @@
+"""`python -m training compare`: systems against each other on the same cases, from the files that `evaluate` writes."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from inference.errors import ExitStatus, FolderError, GliomaError, UsageError
+from training.evaluation.systems import RANKED_METRICS, Difference, Systems, differences, load_systems
+from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_LOG = logging.getLogger(__name__)
+
+_DEFAULT_RESAMPLES: Final = 10000
+
+_DIFFERENCES: Final = """\
+## Differences
+Mean over cases, 95 % bootstrap interval, and the p-value of the paired Wilcoxon signed-rank test (two-sided, not
+corrected for the number of tests).
+"""
+
+
+def report(systems: Systems, tests: list[Difference]) -> str:
+    """The comparison as Markdown: ranking, means, tests, and the differences of each case."""
+    order = np.argsort(systems.ranking(), kind="stable")
+    ranking: list[Row] = [(systems.names[at], float(systems.ranking()[at])) for at in order]
+    means: list[Row] = [
+        (region, metric, *(float(mean) for mean in systems.means()[:, r, m]))
+        for r, region in enumerate(systems.regions)
+        for m, metric in enumerate(systems.metrics)
+    ]
+    tested: list[Row] = [
+        (f"{test.system} - {test.against}", test.region, test.metric, test.mean, test.low, test.high, test.p_value)
+        for test in tests
+    ]
+    parts = [
+        f"# Comparison of {len(systems.names)} systems on {len(systems.cases)} cases, BraTS {systems.version}\n",
+        "## Ranking\nRank averaged over cases, regions and metrics; 1 is the best.\n",
+        markdown(("system", "mean rank"), ranking),
+        "## Means\n",
+        markdown(("region", "metric", *systems.names), means),
+        _DIFFERENCES,
+        markdown(("systems", "region", "metric", "mean", "low", "high", "p"), tested),
+        "## Differences by case\n",
+        *(_by_case(systems, tests, pair) for pair in dict.fromkeys((test.system, test.against) for test in tests)),
+    ]
+    return "\n".join(parts)
+
+
+def _by_case(systems: Systems, tests: list[Difference], pair: tuple[str, str]) -> str:
+    columns = [test for test in tests if (test.system, test.against) == pair]
+    rows: list[Row] = [(case, *(test.per_case[at] for test in columns)) for at, case in enumerate(systems.cases)]
+    header = ("case", *(f"{test.region} {test.metric}" for test in columns))
+    return f"### {pair[0]} - {pair[1]}\n\n{markdown(header, rows)}"
+
+
+def long_table(systems: Systems, tests: list[Difference]) -> str:
+    """The same as CSV, one value a row."""
+    rows: list[Row] = [
+        ("rank", name, "", "", "", "", float(rank)) for name, rank in zip(systems.names, systems.ranking(), strict=True)
+    ]
+    for (s, r, m), mean in np.ndenumerate(systems.means()):
+        rows.append(("mean", systems.names[s], "", systems.regions[r], systems.metrics[m], "", float(mean)))
+    for test in tests:
+        where = (test.system, test.against, test.region, test.metric)
+        named = {"difference": test.mean, "low": test.low, "high": test.high, "p": test.p_value}
+        rows.extend((name, *where, "", value) for name, value in named.items())
+        rows.extend(
+            ("difference", *where, case, value) for case, value in zip(systems.cases, test.per_case, strict=True)
+        )
+    return comma_separated(("value_of", "system", "against", "region", "metric", "case", "value"), rows)
+
+
+def plot(systems: Systems, path: Path) -> None:
+    """Every case's value by system, one panel for each metric and region, as PNG.
+
+    Boxes span the quartiles, lines join the same case, and a diamond is the mean.
+    """
+    from matplotlib.figure import Figure
+
+    rows, columns = len(systems.metrics), len(systems.regions)
+    width = max(3.0, 0.9 * len(systems.names) + 1)
+    figure = Figure(figsize=(width * columns, 3.2 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False)
+    for (m, r), panel in np.ndenumerate(panels):
+        _panel(panel, systems, r, m)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", dpi=150)
+    except OSError as error:
+        raise FolderError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _panel(panel: Axes, systems: Systems, region: int, metric: int) -> None:
+    values = systems.values[:, :, region, metric]
+    positions = np.arange(1, len(systems.names) + 1)
+    panel.plot(positions, values, color="0.8", linewidth=0.6, zorder=1)
+    panel.boxplot(list(values), positions=positions, showfliers=False, medianprops={"color": "black"})
+    for position, column in zip(positions, values, strict=True):
+        panel.plot(np.full(column.size, position), column, ".", color="tab:blue", alpha=0.6, zorder=2)
+    panel.plot(positions, values.mean(axis=1), "D", color="tab:red", zorder=3)
+    panel.set_xticks(positions, systems.names, rotation=20, ha="right")
+    panel.set_title(f"{systems.regions[region]} {systems.metrics[metric]}")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `compare`."""
+    parser.description = (
+        "Compare systems on the cases that all of them have: means, differences by case with a paired Wilcoxon test and "
+        "bootstrap intervals, and the BraTS ranking. Systems are called by their files."
+    )
+    parser.add_argument("scores", type=Path, nargs="+", metavar="FILE.json", help="what `evaluate --output` wrote")
+    parser.add_argument("--table", type=Path, action="append", default=[], metavar="FILE.md|.csv", help="repeatable")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="every case's value by system")
+    parser.add_argument("--metrics", nargs="+", default=list(RANKED_METRICS), metavar="NAME", help="to rank by")
+    parser.add_argument("--resamples", type=int, default=_DEFAULT_RESAMPLES, metavar="N", help="of the bootstrap")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the bootstrap (default: 0)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Carry out `compare`; the exit status. Without `--table` the report goes to the standard output."""
+    try:
+        return _run(arguments)
+    except GliomaError as error:
+        _LOG.error("%s", error)
+        return ExitStatus.NOTHING_ATTEMPTED
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    tables = [check_table(path) for path in arguments.table]
+    if arguments.plot is not None and arguments.plot.suffix != ".png":
+        raise UsageError(f"{arguments.plot}: the plot ends in .png")
+    if arguments.resamples < 1:
+        raise UsageError(f"--resamples {arguments.resamples}: at least one")
+    systems = load_systems(arguments.scores, arguments.metrics)
+    for name, cases in systems.dropped.items():
+        if cases:
+            _LOG.warning("%s: %d cases that not all systems have are left out: %s", name, len(cases), ", ".join(cases))
+    tests = differences(systems, resamples=arguments.resamples, seed=arguments.seed)
+    for path in tables:
+        write_text(path, long_table(systems, tests) if path.suffix == ".csv" else report(systems, tests))
+    if arguments.plot is not None:
+        plot(systems, arguments.plot)
+    if not tables:
+        sys.stdout.write(report(systems, tests))
+    return ExitStatus.OK
