@@ -85,6 +85,12 @@ class Geometry:
         return x, y, z
 
     @property
+    def description(self) -> str:
+        """The header's free text."""
+        source = _header_class(self.header)(self.header, "<", check=False)
+        return bytes(source["descrip"]).rstrip(b"\0").decode("utf-8", "replace")
+
+    @property
     def spacing(self) -> tuple[float, float, float]:
         """Voxel edges in mm by the affine, canonical axes."""
         x, y, z = (float(np.linalg.norm(self.affine[:3, axis])) for axis in self._stored_axes)

@@ -21,7 +21,16 @@ from inference.intake.repairs import mend_voxels, odd_anatomy
 from inference.intake.writing import write_whole
 from inference.labels import SEQUENCES, Label
 
-__all__ = ["Geometry", "Scan", "any_geometry", "read_labels", "read_scan", "write_fractions", "write_labels"]
+__all__ = [
+    "Geometry",
+    "Scan",
+    "any_geometry",
+    "read_labels",
+    "read_scan",
+    "read_stamp",
+    "write_fractions",
+    "write_labels",
+]
 
 _REFERENCE: Final = "t1n"
 """The sequence whose geometry the result takes."""
@@ -161,13 +170,19 @@ def read_labels(path: Path) -> tuple[NDArray[np.uint8], Geometry]:
     return np.ascontiguousarray(image.geometry.to_canonical(labels)), image.geometry
 
 
-def write_labels(labels: NDArray[np.uint8], geometry: Geometry, path: Path) -> None:
+def read_stamp(path: Path) -> str:
+    """What :func:`write_labels` was told to stamp on the image at `path` (CaseError)."""
+    return open_image(path, path.name).geometry.description
+
+
+def write_labels(labels: NDArray[np.uint8], geometry: Geometry, path: Path, *, stamp: str = "") -> None:
     """Write labels (X, Y, Z; canonical RAS) as uint8 in the shape, affine, forms and codes of `geometry`.
 
-    The file appears whole or not at all, and the same labels give the same bytes. Raises FolderError where it cannot be
-    written, and ValueError where the shape is not that of `geometry`.
+    `stamp`, at most 79 bytes, goes into the header's `descrip`. The file appears whole or not at all, and the same
+    labels and stamp give the same bytes. Raises FolderError where it cannot be written, and ValueError where the shape
+    is not that of `geometry`.
     """
-    _write(labels.astype(np.uint8, casting="safe", copy=False), geometry, path, slope=1.0)
+    _write(labels.astype(np.uint8, casting="safe", copy=False), geometry, path, slope=1.0, stamp=stamp)
 
 
 def write_fractions(
@@ -177,12 +192,13 @@ def write_fractions(
     _write(np.rint(volume.astype(np.float32) * 255).astype(np.uint8), geometry, path, slope=1 / 255)
 
 
-def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float) -> None:
+def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float, stamp: str = "") -> None:
     if values.shape[:3] != geometry.canonical_shape:
         raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
     stored = geometry.from_canonical(values)
     header = geometry.new_header(stored.shape[3:])
     header["scl_slope"] = slope
+    header["descrip"] = stamp.encode()
     contents = header.binaryblock + bytes(4) + stored.tobytes(order="F")
     if path.suffix == ".gz":
         contents = gzip.compress(contents, _COMPRESSION, mtime=0)
