@@ -51,8 +51,8 @@ def gaussian(patch: Triple) -> NDArray[np.float32]:
         peak = np.zeros(length)
         peak[length // 2] = 1
         profiles.append(gaussian_filter1d(peak, length * _SIGMA, mode="constant"))
-    weights = np.einsum("i,j,k->ijk", *profiles)
-    weights = (weights / weights.max()).astype(np.float32)
+    product_of_axes = np.einsum("i,j,k->ijk", *profiles)
+    weights: NDArray[np.float32] = (product_of_axes / product_of_axes.max()).astype(np.float32)
     weights[weights == 0] = weights[weights > 0].min()
     weights.setflags(write=False)
     return weights

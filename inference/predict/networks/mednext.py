@@ -1,8 +1,8 @@
-"""MedNeXt v1 (Roy et al., MICCAI 2023), composed from MONAI's blocks exactly as the reference composes its own.
+"""MedNeXt v1 (Roy et al., MICCAI 2023), equal to the reference implementation and with its state-dict names.
 
-MONAI ships a network called MedNeXt too, but it gives the down-sampling blocks other expansion ratios, so reference
-checkpoints do not load into it. Its *blocks* are the reference's; only the composition below is ours, with the
-reference's state-dict names.
+Its blocks are the reference's: a depthwise convolution, group norm with one channel per group, and two pointwise
+convolutions with a GELU between them. MONAI ships a network of the same name, but it gives the down-sampling blocks
+other expansion ratios, so reference checkpoints do not load into it.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 
-from monai.networks.blocks.mednext_block import MedNeXtBlock, MedNeXtDownBlock, MedNeXtOutBlock, MedNeXtUpBlock
 from torch import Tensor, nn
+from torch.nn import functional
 
 LEVELS = 4
 """Down-sampling steps of every MedNeXt v1; so there are nine stages: four encoders, a bottleneck, four decoders."""
@@ -45,6 +45,82 @@ VARIANTS = {
 """The published sizes, by the letter that names them."""
 
 
+class Block(nn.Module):
+    """Depthwise convolution, norm, expansion, GELU, compression; added to its input where it keeps the size.
+
+    Takes (batch, in_channels, Z, Y, X) and returns (batch, out_channels, Z, Y, X).
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
+        super().__init__()
+        self.conv1: nn.Module = self._depthwise(in_channels, kernel_size)
+        self.norm = nn.GroupNorm(in_channels, in_channels)
+        self.conv2 = nn.Conv3d(in_channels, expansion * in_channels, 1)
+        self.act = nn.GELU()
+        self.conv3 = nn.Conv3d(expansion * in_channels, out_channels, 1)
+
+    @staticmethod
+    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
+        return nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+
+    def _changed(self, x: Tensor) -> Tensor:
+        changed: Tensor = self.conv3(self.act(self.conv2(self.norm(self.conv1(x)))))
+        return changed
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The block's output for (batch, in_channels, Z, Y, X)."""
+        return x + self._changed(x)
+
+
+class DownBlock(Block):
+    """A block that halves every spatial size, with a strided pointwise convolution as its shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, expansion, kernel_size)
+        self.res_conv = nn.Conv3d(in_channels, out_channels, 1, stride=2)
+
+    @staticmethod
+    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
+        return nn.Conv3d(channels, channels, kernel_size, stride=2, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, Z, Y, X) to (batch, out_channels, Z/2, Y/2, X/2)."""
+        shortcut: Tensor = self.res_conv(x)
+        return self._changed(x) + shortcut
+
+
+class UpBlock(Block):
+    """A block that doubles every spatial size, with a strided transposed convolution as its shortcut.
+
+    Transposed convolutions of stride 2 give 2n - 1 voxels: the reference pads one of zeros in front of each axis.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
+        super().__init__(in_channels, out_channels, expansion, kernel_size)
+        self.res_conv = nn.ConvTranspose3d(in_channels, out_channels, 1, stride=2)
+
+    @staticmethod
+    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
+        return nn.ConvTranspose3d(channels, channels, kernel_size, stride=2, padding=kernel_size // 2, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, Z, Y, X) to (batch, out_channels, 2Z, 2Y, 2X)."""
+        return functional.pad(self._changed(x) + self.res_conv(x), (1, 0, 1, 0, 1, 0))
+
+
+class Head(nn.Module):
+    """Logits from features: a pointwise convolution, which the reference stores as a transposed one."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv_out = nn.ConvTranspose3d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, in_channels, Z, Y, X) to (batch, out_channels, Z, Y, X)."""
+        logits: Tensor = self.conv_out(x)
+        return logits
+
+
 class MedNeXt(nn.Module):
     """The reference's network and state-dict names.
 
@@ -67,24 +143,22 @@ class MedNeXt(nn.Module):
         self.deep_supervision = deep_supervision
 
         def stage(width: int, expansion: int, blocks: int) -> nn.Sequential:
-            block = partial(MedNeXtBlock, width, width, expansion, kernel_size, use_residual_connection=True)
+            block = partial(Block, width, width, expansion, kernel_size)
             return nn.Sequential(*(block() for _ in range(blocks)))
 
         self.stem = nn.Conv3d(in_channels, widths[0], kernel_size=1)
         for level in range(LEVELS):
             setattr(self, f"enc_block_{level}", stage(widths[level], encoder[level], size.blocks[level]))
             after = (*encoder[1:], bottleneck)[level]
-            down = MedNeXtDownBlock(widths[level], widths[level + 1], after, kernel_size, use_residual_connection=True)
+            down = DownBlock(widths[level], widths[level + 1], after, kernel_size)
             setattr(self, f"down_{level}", down)
         self.bottleneck = stage(widths[LEVELS], bottleneck, size.blocks[LEVELS])
         for step, level in enumerate(reversed(range(LEVELS))):
-            up = MedNeXtUpBlock(
-                widths[level + 1], widths[level], decoder[step], kernel_size, use_residual_connection=True
-            )
-            setattr(self, f"up_{level}", up)
-            setattr(self, f"dec_block_{level}", stage(widths[level], decoder[step], size.blocks[LEVELS + 1 + step]))
+            width, ratio = widths[level], decoder[step]
+            setattr(self, f"up_{level}", UpBlock(widths[level + 1], width, ratio, kernel_size))
+            setattr(self, f"dec_block_{level}", stage(width, ratio, size.blocks[LEVELS + 1 + step]))
         for scale in range(LEVELS + 1 if deep_supervision else 1):
-            setattr(self, f"out_{scale}", MedNeXtOutBlock(widths[scale], out_channels, "3d"))
+            setattr(self, f"out_{scale}", Head(widths[scale], out_channels))
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
         """Logits of an input (batch, in_channels, Z, Y, X), as the class describes."""
