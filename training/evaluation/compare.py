@@ -117,7 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "Compare systems on the cases that all of them have: means, differences by case with a paired Wilcoxon test and "
         "bootstrap intervals, and the BraTS ranking. Systems are called by their files."
     )
-    parser.add_argument("scores", type=Path, nargs="+", metavar="FILE.json", help="what `evaluate --output` wrote")
+    parser.add_argument("scores", type=Path, nargs="+", metavar="FILE.json", help="written by `evaluate --output`")
     parser.add_argument("--table", type=Path, action="append", default=[], metavar="FILE.md|.csv", help="repeatable")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="every case's value by system")
     parser.add_argument("--metrics", nargs="+", default=list(RANKED_METRICS), metavar="NAME", help="to rank by")

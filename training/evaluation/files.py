@@ -25,7 +25,7 @@ from training.evaluation.surfaces import Spacing
 _FILE: Final = re.compile(
     r"(?P<stem>.*?)(?:(?:^|[-_.])(?:seg|segmentation|label|labels|pred|prediction))?\.nii(?:\.gz)?", re.IGNORECASE
 )
-_SEQUENCE: Final = re.compile(r"(?:.*[-_])?(?:t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)|.*_000[0-3]", re.IGNORECASE)
+_SEQUENCE: Final = re.compile(r"(?:.*[-_])?(?:t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)", re.IGNORECASE)
 _BRATS_ID: Final = re.compile(r"BraTS-[A-Za-z]+-\d{5}-\d{3}")
 
 _OLD_ET: Final = 4

@@ -1,0 +1,261 @@
+"""A run's configuration: everything that differs between the paper's run, the embedded bundle and a smoke test is data."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from inference.errors import UsageError
+
+STAGES = ("pretraining", "finetuning")
+"""The two stages of every run, in order."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """A folder of labelled cases, or a number of phantoms."""
+
+    name: str
+    """How provenance calls it."""
+    folder: str = ""
+    """Folder of cases with reference labels; relative paths start at the configuration file's folder."""
+    phantoms: int = 0
+    """Instead of a folder: how many phantoms to make."""
+    size: tuple[int, int, int] = (240, 240, 155)
+    """Shape of a phantom, voxels of 1 mm along X, Y, Z."""
+    licence: str = ""
+    """Terms that networks trained on it inherit."""
+    doi: str = ""
+    """Where it is published."""
+
+    def __post_init__(self) -> None:
+        if bool(self.folder) == bool(self.phantoms):
+            raise UsageError(f"source {self.name!r}: give either a folder or a number of phantoms")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """What one stage trains on."""
+
+    sources: tuple[str, ...]
+    """Names of the sources."""
+    forms: tuple[str, ...] = ("original",)
+    """Every case is used once in each form: `original`, or `africa` and a seed, as in `africa1`, for degraded copies."""
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """How the weights move."""
+
+    name: str = "sgd"
+    """`sgd` (Nesterov) or `adamw`."""
+    learning_rate: float = 0.01
+    """At the first epoch; falls as (1 - epoch / epochs)^0.9."""
+    momentum: float = 0.99
+    """Of SGD."""
+    weight_decay: float = 3e-5
+    """L2 for SGD, decoupled for AdamW."""
+    warmup_epochs: int = 0
+    """Epochs over which the learning rate rises linearly before it falls."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """How long and how one stage of one model trains."""
+
+    epochs: int = 200
+    """Passes of `iterations` steps."""
+    iterations: int = 250
+    """Optimiser steps an epoch."""
+    validation_iterations: int = 50
+    """Validation batches an epoch; they steer nothing, they draw the curve."""
+    optimiser: OptimiserConfig = OptimiserConfig()
+    """How the weights move."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """One of the ensemble's models."""
+
+    name: str
+    """Folder of the model in the bundle: nnunet or mednext."""
+    architecture: str
+    """PlainConvUNet or MedNeXt."""
+    size: Mapping[str, object]
+    """What replaces nnU-Net's own choice in the plans' `arch_kwargs`: features, stages, variant, kernel."""
+    spacing: tuple[float, float, float] | None = None
+    """Grid of the network in mm (Z, Y, X); none leaves the planner's median."""
+    patch: tuple[int, int, int] = (128, 128, 128)
+    """Training patch in voxels (Z, Y, X)."""
+    batch: int = 2
+    """Patches a step."""
+    resampling: str = "default"
+    """`default` (nnU-Net's cubic splines) or `linear` (its torch resampling; far cheaper on a CPU)."""
+    loss_weights: str = "uniform"
+    """`uniform`, or `inverse_frequency` of the regions in the training set, normalised to a mean of 1."""
+    precision: str = "float32"
+    """Of a CPU's training step: float32 or bfloat16 (autocast); a GPU always uses half precision autocast."""
+    channels_last: bool = False
+    """Memory format of the training step."""
+    augmentation: str = "default"
+    """`default` (nnU-Net's) or `strong`."""
+    pretraining: StageConfig = StageConfig()
+    """First stage."""
+    finetuning: StageConfig = StageConfig()
+    """Second stage, from the first one's weights of the same fold."""
+
+
+@dataclass(frozen=True)
+class SubtypeConfig:
+    """How tumours are described and clustered."""
+
+    extraction: str = "paper"
+    """Preset of the radiomic features: paper or brain."""
+    scaling: str = "l2"
+    """`l2` (per sample, the paper's) or `standard`."""
+    variance: float = 0.99
+    """Share of variance that the principal components keep."""
+    clusters: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    """Numbers of clusters tried; the largest silhouette wins."""
+
+
+@dataclass(frozen=True)
+class TuningConfig:
+    """What out-of-fold predictions decide."""
+
+    metric: int = 2024
+    """Version of the official lesion-wise score that is maximised."""
+    profile: str = "fast"
+    """Profile of the out-of-fold predictions: fast or paper."""
+    weights: str = "score_share"
+    """Ensemble weights: `score_share`, or `paper` for the published 17/36 and 19/36."""
+    forms: tuple[str, ...] = ("original",)
+    """Forms of the cases that are predicted and scored."""
+
+
+@dataclass(frozen=True)
+class BundleConfig:
+    """What the frozen bundle says of itself."""
+
+    name: str
+    """Its name, and that of its folder."""
+    version: str
+    """Its version."""
+    intended_use: str
+    """What it is for."""
+    limits: str
+    """What it is not for."""
+    licence: str
+    """Terms of the weights, apart from the code's."""
+    half_precision: bool = True
+    """Store weights as float16."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All of a run."""
+
+    bundle: BundleConfig
+    """What comes out."""
+    sources: tuple[SourceConfig, ...]
+    """Where cases come from."""
+    pretraining: DatasetConfig
+    """Cases of the first stage."""
+    finetuning: DatasetConfig
+    """Cases of the second stage."""
+    models: tuple[ModelConfig, ...]
+    """The ensemble."""
+    subtypes: SubtypeConfig = SubtypeConfig()
+    """Stratification and refinement."""
+    tuning: TuningConfig = TuningConfig()
+    """What out-of-fold predictions decide."""
+    folds: int = 5
+    """Cross-validation folds; one network each."""
+    seed: int = 2024
+    """Of everything random outside the trainer's augmentation."""
+
+    def source(self, name: str) -> SourceConfig:
+        """The source called `name`; UsageError where there is none."""
+        for source in self.sources:
+            if source.name == name:
+                return source
+        known = ", ".join(source.name for source in self.sources)
+        raise UsageError(f"configuration names the source {name!r}; expected one of {known}")
+
+    def dataset(self, stage: str) -> DatasetConfig:
+        """What `stage` trains on."""
+        return self.pretraining if stage == "pretraining" else self.finetuning
+
+    def model(self, name: str) -> ModelConfig:
+        """The model called `name`; UsageError where there is none."""
+        for model in self.models:
+            if model.name == name:
+                return model
+        raise UsageError(f"no model {name!r}; expected one of {', '.join(model.name for model in self.models)}")
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read and check a YAML configuration; UsageError names the key that is wrong."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise UsageError(f"{path}: cannot be read as YAML ({error})") from None
+    config = parse(RunConfig, content, path.name)
+    folder = path.resolve().parent
+    sources = tuple(
+        dataclasses.replace(source, folder=str((folder / source.folder).resolve())) if source.folder else source
+        for source in config.sources
+    )
+    return dataclasses.replace(config, sources=sources)
+
+
+T = typing.TypeVar("T")
+
+
+def parse(kind: type[T], value: object, where: str) -> T:
+    """`value`, as YAML gives it, as the dataclass `kind`; UsageError names `where` it does not fit."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where}: found {value!r}, expected keys of {kind.__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    for key in value:
+        if key not in fields:
+            raise UsageError(f"{where}: unknown key {key!r}; expected one of {', '.join(fields)}")
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    for name in required:
+        if name not in value:
+            raise UsageError(f"{where}: key {name!r} is missing")
+    return kind(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in value.items()})
+
+
+def _convert(hint: object, value: object, where: str) -> object:
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType:
+        return None if value is None else _convert(arguments[0], value, where)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return parse(hint, value, where)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise UsageError(f"{where}: found {value!r}, expected a list")
+        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
+            raise UsageError(f"{where}: found {len(value)} values, expected {len(arguments)}")
+        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is not None:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where}: found {value!r}, expected keys and values")
+        return value
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(hint, type) or type(value) is not hint:
+        raise UsageError(f"{where}: found {value!r}, expected {getattr(hint, '__name__', hint)}")
+    return value

@@ -1,0 +1,192 @@
+"""Cases from BraTS folders and phantoms, as nnU-Net's raw data sets in canonical RAS.
+
+A *case* is a scan with its reference labels. A *copy* is a case in one of its forms (as it is, or degraded to look like
+scans of the target population), named `<case>__<form>`; the fold map speaks of cases, so that copies can never part.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import UsageError
+from inference.intake.cases import Case, find_cases
+from inference.intake.scan import read_labels, read_scan
+from inference.labels import REGIONS, SEQUENCES
+from training.config import STAGES, RunConfig, SourceConfig
+
+DATASET_IDS = {stage: number for number, stage in enumerate(STAGES, start=1)}
+"""nnU-Net's number of each stage's data set."""
+
+
+@dataclass(frozen=True)
+class CaseEntry:
+    """One line of `cases.json`."""
+
+    id: str
+    """ID of the case."""
+    source: str
+    """Name of its source in the configuration."""
+    patient: str
+    """Whom it shows: time points of one patient share it."""
+    labels: str
+    """Path of the reference label map; empty for a phantom."""
+    phantom_seed: int | None = None
+    """Seed of the phantom; none for a real case."""
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether it is a phantom, which trains in every fold and is never predicted out of fold."""
+        return self.phantom_seed is not None
+
+
+def dataset_name(stage: str) -> str:
+    """nnU-Net's name of a stage's data set."""
+    return f"Dataset{DATASET_IDS[stage]:03d}_{stage}"
+
+
+def patient_of(case: str) -> str:
+    """Patient of a case ID: what precedes the time point in BraTS 2023 names (`BraTS-GLI-00001-000`), else the ID."""
+    return re.sub(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}$", r"\1", case)
+
+
+def copy_name(case: str, form: str) -> str:
+    """Name of a case's copy in one form."""
+    return f"{case}__{form}"
+
+
+def case_of(copy: str) -> str:
+    """The case that a copy was made from."""
+    return copy.rsplit("__", 1)[0]
+
+
+def list_cases(config: RunConfig) -> list[CaseEntry]:
+    """Every case of every source, sorted by ID; UsageError for a case without labels or an ID that occurs twice."""
+    entries = [entry for source in config.sources for entry in _cases_of(source, config.seed)]
+    identifiers = [entry.id for entry in entries]
+    twice = sorted({name for name in identifiers if identifiers.count(name) > 1})
+    if twice:
+        raise UsageError(f"case IDs occur in more than one source: {', '.join(twice)}")
+    return sorted(entries, key=lambda entry: entry.id)
+
+
+def _cases_of(source: SourceConfig, seed: int) -> Iterator[CaseEntry]:
+    if source.phantoms:
+        for number in range(source.phantoms):
+            case = f"{source.name}-{number:05d}-000"
+            yield CaseEntry(case, source.name, case, "", phantom_seed=seed * 1000 + number)
+        return
+    listing = find_cases(Path(source.folder))
+    for problem in listing.problems:
+        raise UsageError(f"source {source.name!r}: {problem}")
+    for case in listing.cases:
+        yield CaseEntry(case.id, source.name, patient_of(case.id), str(_labels_beside(case)))
+
+
+def _labels_beside(case: Case) -> Path:
+    folder = case.paths["t1n"].parent
+    for ending in ("-seg.nii.gz", "_seg.nii.gz", "-seg.nii", "_seg.nii"):
+        path = folder / f"{case.id}{ending}"
+        if path.is_file():
+            return path
+    raise UsageError(f"{case.id}: no reference labels, expected {case.id}-seg.nii.gz or {case.id}_seg.nii.gz in {folder}")
+
+
+def write_cases(entries: list[CaseEntry], path: Path) -> None:
+    """Freeze the list of cases."""
+    path.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
+
+
+def read_cases(path: Path) -> list[CaseEntry]:
+    """The frozen list of cases."""
+    return [CaseEntry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+
+
+def read_folds(path: Path) -> dict[str, int]:
+    """The frozen case → fold map."""
+    folds: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["folds"]
+    return folds
+
+
+def copies_of(work: Path, stage: str) -> dict[str, str]:
+    """Copy → case of a stage's raw data set."""
+    labels = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
+    copies = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
+    return {copy: case_of(copy) for copy in copies}
+
+
+def load_case(entry: CaseEntry, config: RunConfig, form: str = "original") -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A case in one of its forms: data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS."""
+    if entry.phantom_seed is not None:
+        from training.phantoms import make_phantom
+
+        phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
+        data, labels = phantom.data, phantom.labels
+    else:
+        folder = Path(config.source(entry.source).folder)
+        case = next(case for case in find_cases(folder).cases if case.id == entry.id)
+        data = read_scan(case).data
+        labels, _ = read_labels(Path(entry.labels))
+    if form == "original":
+        return data, labels
+    from training.africa import degrade
+
+    match = re.fullmatch(r"africa(\d+)", form)
+    if match is None:
+        raise UsageError(f"form {form!r}: expected original, or africa and a number")
+    return degrade(data, seed=copy_seed(entry.id, form)), labels
+
+
+def copy_seed(case: str, form: str) -> int:
+    """A seed that depends on nothing but the copy's name, the same on every machine."""
+    import zlib
+
+    return zlib.crc32(copy_name(case, form).encode())
+
+
+def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: Path) -> Path:
+    """Write a stage's raw data set for nnU-Net under `raw` and return its folder; what is there already is kept."""
+    import nibabel
+
+    wanted = config.dataset(stage)
+    for name in wanted.sources:
+        config.source(name)
+    chosen = [entry for entry in entries if entry.source in wanted.sources]
+    folder = raw / dataset_name(stage)
+    for part in ("imagesTr", "labelsTr"):
+        (folder / part).mkdir(parents=True, exist_ok=True)
+    for entry in chosen:
+        for form in wanted.forms if not entry.synthetic else wanted.forms[:1]:
+            copy = copy_name(entry.id, form)
+            target = folder / "labelsTr" / f"{copy}.nii.gz"
+            if target.is_file():
+                continue
+            data, labels = load_case(entry, config, form)
+            for channel, volume in enumerate(data):
+                image = nibabel.Nifti1Image(volume, np.eye(4))
+                nibabel.save(image, folder / "imagesTr" / f"{copy}_{channel:04d}.nii.gz")
+            partial = folder / f"{copy}.nii.gz"
+            nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), partial)
+            partial.rename(target)
+    description = dataset_description(len(list((folder / "labelsTr").iterdir())))
+    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    return folder
+
+
+def dataset_description(cases: int) -> dict[str, object]:
+    """nnU-Net's `dataset.json`. The key order of `labels` is the order of the network's heads: WT, TC, ET."""
+    labels: dict[str, object] = {"background": 0}
+    labels |= {region: [int(label) for label in members] for region, members in REGIONS.items()}
+    return {
+        "channel_names": {str(number): name for number, name in enumerate(SEQUENCES)},
+        "labels": labels,
+        "regions_class_order": [2, 1, 3],
+        "numTraining": cases,
+        "file_ending": ".nii.gz",
+    }

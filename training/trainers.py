@@ -1,0 +1,213 @@
+"""nnU-Net's trainer with everything that differs between runs taken from the configuration; one class per model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inference.labels import REGIONS
+from inference.predict.networks import build_network
+from inference.predict.networks.mednext import LEVELS
+from training.config import ModelConfig, StageConfig
+
+GRADIENT_NORM = 12.0
+"""nnU-Net's clipping."""
+STRONG = {
+    SpatialTransform: {"p_rotation": 0.4, "p_scaling": 0.4},
+    GaussianNoiseTransform: 0.3,
+    GaussianBlurTransform: 0.35,
+    MultiplicativeBrightnessTransform: 0.4,
+    ContrastTransform: 0.4,
+    SimulateLowResolutionTransform: 0.4,
+    GammaTransform: 0.4,
+}
+"""What `strong` augmentation changes in nnU-Net's: how often each transform happens."""
+
+
+class RegionLoss(nn.Module):
+    """Soft Dice plus binary cross-entropy of region heads, each region with its weight.
+
+    With equal weights this is nnU-Net's `DC_and_BCE_loss` for regions (smooth 1e-5, per sample). Weighted, both terms are
+    means over regions with the given weights.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (B, 3, Z, Y, X) for target regions of the same shape."""
+        logits, target = logits.float(), target.float()
+        axes = tuple(range(2, logits.ndim))
+        weights = self.weights.to(logits.device)
+        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, *axes))
+        probability = torch.sigmoid(logits)
+        overlap = (probability * target).sum(axes)
+        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + target.sum(axes) + 1e-5, 1e-8)
+        return (weights * entropy).sum() - (weights * dice.mean(0)).sum()
+
+
+class WarmupPolynomial:
+    """Learning rate base·(1 - epoch / epochs)^0.9 (nnU-Net's), after a linear rise over the first epochs if asked for."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, base: float, epochs: int, warmup: int) -> None:
+        self.optimiser, self.base, self.epochs, self.warmup = optimiser, base, epochs, warmup
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`, from 0."""
+        rate = self.base * min(1.0, (epoch + 1) / (self.warmup + 1)) * (1 - epoch / self.epochs) ** 0.9
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+
+class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """nnU-Net's trainer for WT, TC, ET with settings from a configuration, on a CPU or a GPU."""
+
+    def configure(self, model: ModelConfig, stage: StageConfig, region_weights: Sequence[float]) -> None:
+        """Take the settings of one model and stage; before `initialize`."""
+        self.model, self.stage, self.region_weights = model, stage, region_weights
+        self.num_epochs = stage.epochs
+        self.num_iterations_per_epoch = stage.iterations
+        self.num_val_iterations_per_epoch = stage.validation_iterations
+        self.initial_lr = stage.optimiser.learning_rate
+        self.weight_decay = stage.optimiser.weight_decay
+        self.save_every = 1
+
+    @staticmethod
+    def build_network_architecture(  # noqa: D102
+        plans_manager: object,  # noqa: ARG004
+        configuration_manager: object,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        architecture = configuration_manager.configuration["architecture"]  # type: ignore[attr-defined]
+        return build_network(
+            architecture, num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision
+        )
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolynomial]:  # noqa: D102
+        settings = self.stage.optimiser
+        parameters = self.network.parameters()
+        optimiser: torch.optim.Optimizer
+        if settings.name == "adamw":
+            optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        elif settings.name == "sgd":
+            optimiser = torch.optim.SGD(
+                parameters,
+                settings.learning_rate,
+                momentum=settings.momentum,
+                nesterov=True,
+                weight_decay=settings.weight_decay,
+            )
+        else:
+            raise ValueError(f"optimiser {settings.name!r}: expected sgd or adamw")
+        schedule = WarmupPolynomial(optimiser, settings.learning_rate, self.num_epochs, settings.warmup_epochs)
+        return optimiser, schedule
+
+    def _build_loss(self) -> nn.Module:
+        scales = len(self._get_deep_supervision_scales())
+        weights = np.array([1 / 2**scale for scale in range(scales)])
+        weights[-1] = 0  # nnU-Net leaves the coarsest output out
+        return DeepSupervisionWrapper(RegionLoss(self.region_weights), weights / weights.sum())
+
+    def get_training_transforms(self, *arguments: object, **keywords: object) -> ComposeTransforms:  # noqa: D102
+        transforms = nnUNetTrainer.get_training_transforms(*arguments, **keywords)
+        if self.model.augmentation == "strong":
+            strengthen(transforms)
+        return transforms
+
+    def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:
+        half = torch.float16 if data.device.type == "cuda" else torch.bfloat16
+        enabled = data.device.type == "cuda" or self.model.precision == "bfloat16"
+        return torch.autocast(data.device.type, half, enabled=enabled)
+
+    def on_train_start(self) -> None:  # noqa: D102
+        super().on_train_start()
+        if self.model.channels_last:
+            self.network.to(memory_format=torch.channels_last_3d)
+
+    def train_step(self, batch: Mapping[str, object]) -> dict[str, object]:
+        """One step; unlike nnU-Net's, a CPU may use bfloat16 and channels last, which is worth three times."""
+        data, target = self._to_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._forward(data):
+            output = self.network(data)
+        loss = self.loss(output, target)
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _to_device(self, batch: Mapping[str, object]) -> tuple[Tensor, list[Tensor]]:
+        data, target = batch["data"], batch["target"]
+        assert isinstance(data, Tensor)
+        assert isinstance(target, list)
+        data = data.to(self.device, non_blocking=True)
+        if self.model.channels_last:
+            data = data.contiguous(memory_format=torch.channels_last_3d)
+        return data, [scale.to(self.device, non_blocking=True) for scale in target]
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net draws it with a package that no longer works."""
+
+
+class NnUNetRegionTrainer(RegionTrainer):
+    """Trains the nnU-Net of the ensemble."""
+
+
+class MedNeXtRegionTrainer(RegionTrainer):
+    """Trains the MedNeXt of the ensemble."""
+
+    def _get_deep_supervision_scales(self) -> list[list[float]]:
+        return [[1 / 2**scale] * 3 for scale in range(LEVELS + 1)]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:  # noqa: D102
+        self.network.deep_supervision = enabled
+
+
+def trainer_class(architecture: str) -> type[RegionTrainer]:
+    """The trainer of an architecture."""
+    return MedNeXtRegionTrainer if architecture == "MedNeXt" else NnUNetRegionTrainer
+
+
+def strengthen(transforms: ComposeTransforms) -> None:
+    """Make nnU-Net's augmentation happen more often, as :data:`STRONG` says."""
+    for item in transforms.transforms:
+        inner = item.transform if isinstance(item, RandomTransform) else item
+        change = STRONG.get(type(inner))
+        if isinstance(change, dict):
+            for name, value in change.items():
+                setattr(inner, name, value)
+        elif change is not None:
+            item.apply_probability = change
+
+
+def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:
+    """Weights of WT, TC, ET: inverse of the regions' voxels in the training set, scaled to a mean of 1."""
+    inverse = [1 / max(voxels[region], 1) for region in REGIONS]
+    return [weight * len(inverse) / sum(inverse) for weight in inverse]
