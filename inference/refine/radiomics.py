@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.fields import Fields, wrong
 from inference.labels import SEQUENCES
+from inference.refine.shape import shape_features
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -188,9 +189,10 @@ def extract_features(
     if reason := _why_not_described(tumour, settings):
         return NoFeatures(reason)
     box = bounding_box(tumour)
+    shape = shape_features(tumour[box], spacing)
     mask = _image(tumour[box].astype(np.uint32), spacing)
     brain_voxels = int(np.count_nonzero((data != 0).any(axis=0))) if settings.statistics == "brain" else None
-    values = [*_shape_features(mask)]
+    values = [shape[name] for name in _SHAPE]
     for sequence in data:
         values += _intensity_features(_image(_standardised(sequence, box, brain_voxels), spacing), mask, settings)
     vector = np.array(values, np.float64)
@@ -248,14 +250,6 @@ def _image(array: NDArray[np.float64] | NDArray[np.uint32], spacing: tuple[float
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.T))
     image.SetSpacing([float(side) for side in spacing])
     return image
-
-
-def _shape_features(mask: object) -> Iterator[float]:
-    """The 14 shape features of a SimpleITK mask."""
-    calculator = _calculators()["shape"](mask, mask)
-    calculator.enableAllFeatures()
-    calculated = calculator.execute()
-    return (float(calculated[name]) for name in _SHAPE)
 
 
 def _intensity_features(image: object, mask: object, settings: ExtractionSettings) -> Iterator[float]:
