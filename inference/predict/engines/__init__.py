@@ -1,0 +1,179 @@
+"""What runs networks: one small interface, and the choice of what stands behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import DeviceError, UsageError
+from inference.predict.preprocess import Preprocessed
+from inference.predict.tiling import MIRRORINGS, windows
+
+ENGINES: Final = ("auto", "torch", "openvino")
+"""What `--engine` accepts."""
+PROFILES: Final = ("auto", "paper", "fast")
+"""What `--profile` accepts."""
+_GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
+"""One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
+
+Advance = Callable[[], None]
+"""Called after every forward pass."""
+
+
+class Profile(StrEnum):
+    """How much is computed."""
+
+    PAPER = "paper"
+    """Tiles of the training patch at half a patch's distance, Gaussian weights, all eight mirrorings."""
+    FAST = "fast"
+    """One pass over the brain's bounding box, no mirroring."""
+
+
+class NetworkSource(Protocol):
+    """What prediction needs of a bundle's model."""
+
+    @property
+    def name(self) -> str:
+        """Names the model in messages."""
+
+    @property
+    def plans(self) -> Mapping[str, object]:
+        """nnU-Net's plans."""
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The architecture section of the plans."""
+
+    @property
+    def heads(self) -> str:
+        """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
+
+    @property
+    def format(self) -> str:
+        """`safetensors` or `openvino`."""
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Folds that have a network."""
+
+    @property
+    def weight(self) -> float:
+        """Share of the ensemble."""
+
+    def tensors(self, fold: int) -> Mapping[str, NDArray[np.float32]]:
+        """Weights of one fold's network by state-dict name."""
+
+    def network_file(self, fold: int) -> Path:
+        """File of one fold's network."""
+
+
+@dataclass(frozen=True)
+class FoldMeans:
+    """What the folds of one model say of a scan. Arrays (3, Z, Y, X): WT, TC, ET in the network's axes, on the crop."""
+
+    probabilities: NDArray[np.float32]
+    """Mean over folds of the region probabilities."""
+    squares: NDArray[np.float32] | None
+    """Mean over folds of their squares, where the spread was asked for."""
+
+
+class Engine(Protocol):
+    """Runs networks. An engine keeps the networks that it has loaded, so make one and use it for every case."""
+
+    @property
+    def name(self) -> str:
+        """`torch` or `openvino`."""
+
+    @property
+    def device(self) -> str:
+        """`cpu`, or `cuda:0` and so on."""
+
+    @property
+    def description(self) -> str:
+        """Library, version, device and precision, for the record of a run."""
+
+    def load(self, model: NetworkSource) -> None:
+        """Load and check a model's networks, so that one that does not fit is refused before any case is read.
+
+        Raises BundleError.
+        """
+
+    def mean_over_folds(
+        self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance, *, spread: bool
+    ) -> FoldMeans:
+        """Region probabilities of a preprocessed scan, averaged over a model's folds, one fold at a time.
+
+        `paper` brings the logits of each fold to the scan's spacing before the sigmoid or softmax, as nnU-Net does;
+        `fast` averages probabilities on the network's grid and brings the average to the scan's spacing once.
+        """
+
+
+def heads_of(model: NetworkSource) -> int:
+    """Outputs of a model's networks: three regions, or four labels with the background."""
+    return 3 if model.heads == "regions" else 4
+
+
+def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: Profile) -> int:
+    """Forward passes of one network over an array of spatial `shape` (Z, Y, X)."""
+    if profile is Profile.FAST:
+        return 1
+    padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
+    return len(windows(padded, patch)) * len(MIRRORINGS)
+
+
+def open_engine(name: str = "auto", device: str = "auto") -> Engine:
+    """The engine for a device (`auto`, `cpu`, `cuda` or `cuda:N`).
+
+    Left to itself: torch on a GPU where there is one that works, OpenVINO on a CPU, torch on a CPU without OpenVINO.
+
+    Raises UsageError for names that mean nothing, and DeviceError for an engine or device that is not there.
+    """
+    if name not in ENGINES:
+        raise UsageError(f"engine {name!r}: expected one of {', '.join(ENGINES)}")
+    if name == "openvino" and device not in ("auto", "cpu"):
+        raise UsageError(f"engine openvino runs on the CPU only, not on {device!r}: choose --engine torch")
+    if device == "auto":
+        device = "cuda" if name != "openvino" and _gpu_works() else "cpu"
+    if device == "cpu" and name != "torch":
+        try:
+            from inference.predict.engines.openvino_engine import OpenVinoEngine
+
+            return OpenVinoEngine()
+        except ImportError as error:
+            if name == "openvino":
+                raise DeviceError("engine openvino: the package openvino is not installed") from error
+    try:
+        from inference.predict.engines.torch_engine import TorchEngine
+    except ImportError as error:
+        raise DeviceError(f"engine torch, for device {device}: the package torch is not installed") from error
+    return TorchEngine(device)
+
+
+def choose_profile(name: str, engine: Engine) -> Profile:
+    """`auto` is `paper` on a GPU and `fast` on a CPU.
+
+    Raises UsageError for a name that means nothing.
+    """
+    if name not in PROFILES:
+        raise UsageError(f"profile {name!r}: expected one of {', '.join(PROFILES)}")
+    if name == "auto":
+        return Profile.FAST if engine.device == "cpu" else Profile.PAPER
+    return Profile(name)
+
+
+def _gpu_works() -> bool:
+    if not any(Path(file).exists() for file in _GPU_FILES):
+        return False
+    try:
+        from inference.predict.engines.torch_engine import check_device
+
+        check_device("cuda")
+    except (DeviceError, ImportError):
+        return False
+    return True

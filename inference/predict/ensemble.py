@@ -1,0 +1,98 @@
+"""The weighted ensemble: every model, every fold, one running sum."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.labels import REGIONS
+from inference.predict.engines import Engine, NetworkSource, Profile, forward_count
+from inference.predict.preprocess import Plan, Preprocessed, preprocess, read_plan, to_canonical_axes
+
+Progress = Callable[[int, int], None]
+"""Called with the forward passes done so far and in all."""
+
+
+class NetworkBundle(Protocol):
+    """What prediction needs of a bundle."""
+
+    @property
+    def models(self) -> Sequence[NetworkSource]:
+        """The ensemble's members."""
+
+
+@dataclass(frozen=True)
+class RegionProbabilities:
+    """What an ensemble says of a scan: WT, TC, ET as (3, X, Y, Z) in canonical RAS, zero outside the brain's box."""
+
+    array: NDArray[np.float32]
+    """Probabilities of the three regions."""
+    spread: NDArray[np.float32] | None
+    """Weighted standard deviation of the probability between networks, where it was asked for."""
+
+
+def predict(
+    data: NDArray[np.float32],
+    spacing: Sequence[float],
+    bundle: NetworkBundle,
+    engine: Engine,
+    profile: Profile,
+    *,
+    progress: Progress | None = None,
+    spread: bool = False,
+) -> RegionProbabilities:
+    """Region probabilities of a scan (4, X, Y, Z) in canonical RAS with voxels of `spacing` (x, y, z) mm.
+
+    Per model the mean over its folds, then over models sum(w P) / sum(w) with their weights w. The scan is preprocessed
+    once for models whose plans prepare it alike. Raises BundleError for plans or networks that are refused, and
+    DeviceError when memory does not suffice.
+    """
+    prepared = _prepare(data, spacing, [read_plan(model.plans) for model in bundle.models])
+    passes = (
+        len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
+        for model, scan in zip(bundle.models, prepared, strict=True)
+    )
+    advance = _counter(sum(passes), progress)
+    weights = np.array([model.weight for model in bundle.models], np.float32)
+    probabilities = np.zeros((len(REGIONS), *prepared[0].scan_shape), np.float32)
+    squares = np.zeros_like(probabilities) if spread else None
+    for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
+        means = engine.mean_over_folds(model, scan, profile, advance, spread=spread)
+        _add(probabilities, means.probabilities, scan, weight)
+        if squares is not None and means.squares is not None:
+            _add(squares, means.squares, scan, weight)
+    if squares is not None:
+        # Rounding can take a variance of nothing below zero.
+        squares = np.sqrt(np.maximum(squares - probabilities**2, 0))
+    return RegionProbabilities(probabilities, squares)
+
+
+def _prepare(data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan]) -> list[Preprocessed]:
+    """The scan as each plan wants it, made once where plans want the same."""
+    made: dict[tuple[object, ...], Preprocessed] = {}
+    for plan in plans:
+        if plan.preprocessing not in made:
+            made[plan.preprocessing] = preprocess(data, spacing, plan)
+    return [replace(made[plan.preprocessing], plan=plan) for plan in plans]
+
+
+def _add(total: NDArray[np.float32], crop: NDArray[np.float32], scan: Preprocessed, weight: np.float32) -> None:
+    """Add a weighted array (3, Z, Y, X) of the crop to a total (3, X, Y, Z) of the whole scan."""
+    (x0, x1), (y0, y1), (z0, z1) = scan.box
+    total[:, x0:x1, y0:y1, z0:z1] += weight * to_canonical_axes(crop, scan)
+
+
+def _counter(total: int, progress: Progress | None) -> Callable[[], None]:
+    done = 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        if progress is not None:
+            progress(done, total)
+
+    return advance

@@ -1,0 +1,162 @@
+"""PyTorch behind the engine's interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from inference.errors import BundleError, DeviceError, UsageError
+from inference.labels import regions_from_label_probabilities
+from inference.predict.engines import Profile
+from inference.predict.engines.torch_engine import TorchEngine, check_device, region_probabilities
+from inference.predict.preprocess import preprocess, read_plan, to_crop_grid
+from tests.inference.predict.conftest import (
+    SPLINES,
+    FakeModel,
+    make_plans,
+    make_scan,
+    mednext_architecture,
+    unet_architecture,
+)
+
+MILLIMETRE = (1.0, 1.0, 1.0)
+
+
+def nothing() -> None:
+    """Progress that nobody looks at."""
+
+
+def forward(model: FakeModel, fold: int, array: np.ndarray) -> torch.Tensor:
+    from inference.predict.networks import build_network, load_weights
+
+    network = build_network(model.architecture, 4, 3 if model.heads == "regions" else 4).eval()
+    load_weights(network, model.tensors(fold))
+    with torch.no_grad():
+        return network(torch.from_numpy(array)[None])[0]
+
+
+@pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+@pytest.mark.parametrize("heads", ["regions", "labels"])
+@pytest.mark.parametrize("resampling", [None, SPLINES], ids=["linear", "splines"])
+def test_fast_is_one_padded_pass_averaged_on_the_networks_grid(
+    architecture: dict[str, object], heads: str, resampling: dict[str, object] | None, make_model: Callable
+) -> None:
+    changes = {"resampling": resampling} if resampling else {}
+    model = make_model(make_plans(architecture, spacing=(1.4, 1.4, 1.4), **changes), heads=heads)
+    prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
+    found = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=True)
+    pads = [(0, 0)]
+    for size in prepared.array.shape[1:]:
+        missing = -size % (4 if heads and architecture["network_class_name"] != "MedNeXt" else 16)
+        pads.append((missing // 2, missing - missing // 2))
+    padded = np.pad(prepared.array, pads)
+    inside = tuple(slice(before, before + size) for (before, _), size in zip(pads, prepared.array.shape, strict=True))
+    folds = []
+    for fold in model.folds:
+        logits = forward(model, fold, padded)[:, *inside[1:]]
+        if heads == "regions":
+            folds.append(torch.sigmoid(logits).numpy())
+        else:
+            folds.append(regions_from_label_probabilities(torch.softmax(logits, 0).numpy()))
+    assert np.abs(found.probabilities - to_crop_grid(np.mean(folds, axis=0), prepared)).max() < 1e-5
+    assert found.squares is not None
+    assert np.abs(found.squares - to_crop_grid(np.mean(np.square(folds), axis=0), prepared)).max() < 1e-5
+
+
+def test_a_batch_that_does_not_fit_is_halved(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture(), patch=(16, 16, 16)), folds=1)
+    prepared = preprocess(make_scan((28, 26, 30)), MILLIMETRE, read_plan(model.plans))
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.PAPER, nothing, spread=False)
+    engine = TorchEngine("cpu")
+    engine._batch = 8
+    network = engine._network(model, 0)
+    sizes: list[int] = []
+
+    def short_of_memory(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        sizes.append(len(inputs[0]))
+        if len(inputs[0]) > 2:
+            raise torch.OutOfMemoryError
+
+    network.register_forward_pre_hook(short_of_memory)
+    found = engine.mean_over_folds(model, prepared, Profile.PAPER, nothing, spread=False)
+    assert sizes[:4] == [8, 4, 2, 2]
+    assert max(sizes[6:]) == 2, "what did not fit is not tried again"
+    assert np.abs(found.probabilities - expected.probabilities).max() < 1e-5
+
+
+def test_one_pass_that_does_not_fit_is_a_named_error(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
+    engine = TorchEngine("cpu")
+
+    def short_of_memory(*_: object) -> None:
+        raise torch.OutOfMemoryError
+
+    engine._network(model, 0).register_forward_pre_hook(short_of_memory)
+    with pytest.raises(DeviceError, match="not enough memory"):
+        engine.mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+
+
+def test_networks_are_loaded_once_and_never_confused(make_model: Callable) -> None:
+    first, second = (make_model(make_plans(unet_architecture()), folds=1) for _ in range(2))
+    engine = TorchEngine("cpu")
+    assert engine._network(first, 0) is engine._network(first, 0)
+    assert engine._network(first, 0) is not engine._network(second, 0)
+
+
+def test_wrong_weights_are_refused(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
+    del model.arrays[0]["encoder.stages.0.0.convs.0.conv.weight"]
+    with pytest.raises(BundleError, match="missing"):
+        TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+
+
+def test_label_heads_become_regions_as_the_labels_module_says() -> None:
+    logits = torch.randn(4, 3, 4, 5)
+    expected = regions_from_label_probabilities(torch.softmax(logits, 0).numpy())
+    assert region_probabilities(logits, "labels").numpy() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
+def test_names_that_mean_no_device(name: str) -> None:
+    with pytest.raises(UsageError, match="expected auto"):
+        check_device(name)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match="choose --device cpu"):
+        check_device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(DeviceError, match="only 1"):
+        check_device("cuda:3")
+
+
+@pytest.mark.parametrize(("capability", "works"), [((8, 6), True), ((9, 0), True), ((7, 0), False), ((12, 0), False)])
+def test_a_gpu_that_this_torch_is_not_built_for(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], works: bool
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: ["sm_75", "sm_80", "sm_90", "sm_90a", "compute_90"])
+    if works:
+        assert check_device("cuda").index == 0
+    else:
+        with pytest.raises(DeviceError, match="compute capability"):
+            check_device("cuda")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_half_precision_on_a_gpu_agrees(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture(), spacing=(1.4, 1.4, 1.4)))
+    prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
+    for profile in Profile:
+        found = TorchEngine("cuda").mean_over_folds(model, prepared, profile, nothing, spread=False)
+        expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, spread=False)
+        assert np.abs(found.probabilities - expected.probabilities).max() < 0.02

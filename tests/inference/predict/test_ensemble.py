@@ -1,0 +1,203 @@
+"""The ensemble equals nnU-Net's predictor fold by fold, and averages as it says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from inference.predict.engines import FoldMeans, Profile
+from inference.predict.engines.torch_engine import TorchEngine
+from inference.predict.ensemble import predict
+from inference.predict.preprocess import to_scan_grid
+from tests.inference.predict.conftest import (
+    SPLINES,
+    FakeBundle,
+    FakeModel,
+    make_plans,
+    make_scan,
+    mednext_architecture,
+    unet_architecture,
+)
+
+MILLIMETRE = (1.0, 1.0, 1.0)
+SMALL, LARGE = (26, 24, 30), (44, 40, 52)
+"""Scans that are smaller and larger than the patch of 32³ along every axis, once cropped."""
+REGION_DATASET = {
+    "labels": {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [1, 3], "enhancing_tumor": [3]},
+    "regions_class_order": [2, 1, 3],
+    "channel_names": {"0": "t1n", "1": "t1c", "2": "t2w", "3": "t2f"},
+    "file_ending": ".nii.gz",
+}
+LABEL_DATASET = {**REGION_DATASET, "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}}
+
+
+def nnunet_probabilities(model: FakeModel, fold: int, data: np.ndarray, half: bool = False) -> np.ndarray:
+    """(3 or 4, X, Y, Z) from nnU-Net's own predictor, accumulating in float32 unless `half`."""
+    import torch
+    from nnunetv2.inference import predict_from_raw_data
+    from nnunetv2.inference.export_prediction import convert_predicted_logits_to_segmentation_with_correct_shape
+    from nnunetv2.inference.sliding_window_prediction import compute_gaussian
+    from nnunetv2.preprocessing.preprocessors.default_preprocessor import DefaultPreprocessor
+    from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
+
+    from inference.predict.networks import build_network, load_weights
+
+    network = build_network(model.architecture, 4, 3 if model.heads == "regions" else 4)
+    load_weights(network, model.tensors(fold))
+    manager = PlansManager(dict(model.plans))
+    configuration = manager.get_configuration("3d_fullres")
+    dataset = REGION_DATASET if model.heads == "regions" else LABEL_DATASET
+    properties: dict[str, object] = {"spacing": [1.0, 1.0, 1.0]}
+    array, _, properties = DefaultPreprocessor(verbose=False).run_case_npy(
+        data.transpose(0, 3, 2, 1), None, properties, manager, configuration, dataset
+    )
+    predictor = predict_from_raw_data.nnUNetPredictor(device=torch.device("cpu"), allow_tqdm=False)
+    predictor.manual_initialization(
+        network, manager, configuration, [network.state_dict()], dataset, "nnUNetTrainer", (0, 1, 2)
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        if not half:
+
+            def exact(*arguments: object, **keywords: object) -> torch.Tensor:
+                return compute_gaussian(*arguments, **{**keywords, "dtype": torch.float32})
+
+            patch.setattr(predict_from_raw_data, "compute_gaussian", exact)
+            patch.setattr(torch, "half", torch.float32)
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(array))
+    assert logits.dtype == (torch.float16 if half else torch.float32)
+    _, probabilities = convert_predicted_logits_to_segmentation_with_correct_shape(
+        logits.float(),
+        manager,
+        configuration,
+        manager.get_label_manager(dataset),
+        properties,
+        return_probabilities=True,
+        num_threads_torch=1,
+    )
+    return probabilities.transpose(0, 3, 2, 1)
+
+
+@pytest.mark.parametrize("shape", [SMALL, LARGE], ids=["smaller than the patch", "larger than the patch"])
+@pytest.mark.parametrize(
+    ("architecture", "changes"),
+    [
+        pytest.param(unet_architecture(), {}, id="U-Net, 1 mm"),
+        pytest.param(mednext_architecture(), {}, id="MedNeXt, 1 mm"),
+        pytest.param(unet_architecture(), {"spacing": (1.5, 1.5, 1.5), "patch": (16, 16, 16)}, id="U-Net, 1.5 mm"),
+        pytest.param(mednext_architecture(), {"spacing": (0.8, 1.0, 1.2), "patch": (32, 16, 32)}, id="MedNeXt, oblong"),
+        pytest.param(
+            unet_architecture(), {"spacing": (1.25, 1.25, 1.25), "resampling": SPLINES}, id="U-Net, 1.25 mm, splines"
+        ),
+    ],
+)
+def test_paper_equals_nnunets_predictor_fold_by_fold(
+    shape: tuple[int, int, int], architecture: dict[str, object], changes: dict[str, object], make_model: Callable
+) -> None:
+    model = make_model(make_plans(architecture, **changes), folds=2)
+    data = make_scan(shape, margin=2)
+    engine = TorchEngine("cpu")
+    for fold in model.folds:
+        alone = FakeModel(model.name, model.plans, model.heads, (fold,), 1.0, model.arrays)
+        found = predict(data, MILLIMETRE, FakeBundle((alone,)), engine, Profile.PAPER).array
+        expected = nnunet_probabilities(model, fold, data)
+        assert expected[expected > 0].std() > 0.05, "the comparison must not be of constants"
+        assert np.abs(found - expected).max() < 1e-4
+
+
+def test_label_heads_equal_nnunets_predictor(make_model: Callable) -> None:
+    model = make_model(make_plans(mednext_architecture(), spacing=(1.5, 1.5, 1.5)), heads="labels", folds=1)
+    data = make_scan(LARGE, margin=2)
+    found = predict(data, MILLIMETRE, FakeBundle((model,)), TorchEngine("cpu"), Profile.PAPER).array
+    _, necrosis, oedema, enhancing = nnunet_probabilities(model, 0, data)
+    expected = np.stack([necrosis + oedema + enhancing, necrosis + enhancing, enhancing])
+    assert np.abs(found - expected).max() < 1e-4
+
+
+class Fixed:
+    """An engine whose networks answer with one number per fold and region."""
+
+    name, device, description = "fixed", "cpu", "for tests"
+
+    def __init__(self, answers: dict[str, list[float]]) -> None:
+        self.answers = answers
+        self.arrays: list[int] = []
+
+    def mean_over_folds(self, model, prepared, _profile, advance, *, spread) -> FoldMeans:
+        self.arrays.append(id(prepared.array))
+        for _ in model.folds:
+            advance()
+        values = np.array(self.answers[model.name], np.float32)
+        ones = np.ones((3, *prepared.crop_shape), np.float32)
+        return FoldMeans(ones * values.mean(), ones * (values**2).mean() if spread else None)
+
+
+def fixed_model(name: str, weight: float, folds: int = 2, **plan: object) -> FakeModel:
+    return FakeModel(name, make_plans(unet_architecture(), **plan), "regions", tuple(range(folds)), weight, {})
+
+
+def test_models_are_weighted_and_outside_is_zero() -> None:
+    data = make_scan((20, 24, 28))
+    bundle = FakeBundle((fixed_model("a", 3.0), fixed_model("b", 1.0)))
+    engine = Fixed({"a": [0.1, 0.3], "b": [1.0, 0.6]})
+    result = predict(data, MILLIMETRE, bundle, engine, Profile.FAST, spread=True)
+    inside = to_scan_grid_ones(data)
+    assert result.array.shape == (3, 20, 24, 28)
+    assert result.array.dtype == np.float32
+    assert result.array[inside] == pytest.approx((3 * 0.2 + 1 * 0.8) / 4)
+    assert not result.array[~inside].any()
+    values, shares = np.array([0.1, 0.3, 1.0, 0.6]), np.array([3, 3, 1, 1]) / 8
+    deviation = np.sqrt((shares * (values - 0.35) ** 2).sum())
+    assert result.spread is not None
+    assert result.spread[inside] == pytest.approx(deviation, rel=1e-5)
+    assert not result.spread[~inside].any()
+
+
+def to_scan_grid_ones(data: np.ndarray) -> np.ndarray:
+    from inference.predict.preprocess import preprocess, read_plan
+
+    prepared = preprocess(data, MILLIMETRE, read_plan(make_plans(unet_architecture())))
+    return to_scan_grid(np.ones((3, *prepared.array.shape[1:]), np.float32), prepared) > 0
+
+
+def test_no_spread_unless_asked_for() -> None:
+    bundle = FakeBundle((fixed_model("a", 1.0),))
+    assert predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5]}), Profile.FAST).spread is None
+
+
+def test_plans_that_prepare_alike_share_one_array() -> None:
+    models = (
+        fixed_model("a", 1.0),
+        fixed_model("b", 1.0, patch=(16, 16, 16)),
+        fixed_model("c", 1.0, spacing=(2.0, 2.0, 2.0)),
+    )
+    engine = Fixed({"a": [0.5], "b": [0.5], "c": [0.5]})
+    predict(make_scan(SMALL), MILLIMETRE, FakeBundle(models), engine, Profile.FAST)
+    first, second, third = engine.arrays
+    assert first == second != third
+
+
+@pytest.mark.parametrize(("profile", "expected"), [(Profile.FAST, 2), (Profile.PAPER, 2 * 8 * 8)])
+def test_progress_counts_every_forward(profile: Profile, expected: int, make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture(), patch=(16, 16, 16)), folds=2)
+    data = np.pad(np.ones((4, 20, 22, 24), np.float32), [(0, 0), (3, 3), (3, 3), (3, 3)])
+    seen: list[tuple[int, int]] = []
+    predict(
+        data,
+        MILLIMETRE,
+        FakeBundle((model,)),
+        TorchEngine("cpu"),
+        profile,
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert seen == [(done, expected) for done in range(1, expected + 1)]
+
+
+def test_permuted_sequences_change_the_answer(make_model: Callable) -> None:
+    bundle = FakeBundle((make_model(make_plans(unet_architecture())),))
+    data = make_scan(SMALL)
+    engine = TorchEngine("cpu")
+    found = predict(data, MILLIMETRE, bundle, engine, Profile.FAST).array
+    swapped = predict(data[[1, 0, 2, 3]], MILLIMETRE, bundle, engine, Profile.FAST).array
+    assert np.abs(found - swapped).max() > 0.05
