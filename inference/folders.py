@@ -1,0 +1,76 @@
+"""Where a run writes: folders looked at before it begins, and its record kept up to date."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from inference.errors import FolderError
+from inference.intake.writing import write_whole
+from inference.pipeline import FolderOutcome
+from inference.report.record import CaseRecord, RunRecord, render_record
+
+log = logging.getLogger(__name__)
+
+_NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.ENOENT)
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make a folder if it is not there and make sure that it takes files; FolderError where it does not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FolderError(f"{folder}: cannot be written to (it is a file, not a folder)") from error
+    except OSError as error:
+        raise FolderError(f"{folder}: cannot be created ({error.strerror or error})") from error
+    try:
+        # An unnamed file: nobody who watches the folder sees the attempt.
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED_FILES or not os.access(folder, os.W_OK | os.X_OK):
+            raise FolderError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+
+
+class RecordFile:
+    """The record of a run in a file, if one was asked for; written anew after every case, since a kill may follow."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._run: RunRecord | None = None
+        self._cases: list[CaseRecord] = []
+        if path is not None:
+            prepare_folder(path.parent)
+            if path.is_dir():
+                raise FolderError(f"{path}: the record cannot be written (it is a folder)")
+
+    def begin(self, run: RunRecord) -> None:
+        """The run begins; FolderError where its record cannot be written."""
+        self._run = run
+        if self._path is not None:
+            write_whole(self._path, render_record(run, ()))
+
+    def add(self, case: CaseRecord) -> None:
+        """A case is over."""
+        self._cases.append(case)
+        self._write()
+
+    def end(self, outcome: FolderOutcome, status: int, seconds: float) -> None:
+        """The run is over, its cases in the order of the outcome."""
+        assert self._run is not None
+        self._run = replace(
+            self._run, interrupted=outcome.interrupted, exit_status=int(status), seconds=round(seconds, 3)
+        )
+        self._cases = list(outcome.cases)
+        self._write()
+
+    def _write(self) -> None:
+        if self._path is None or self._run is None:
+            return
+        try:
+            write_whole(self._path, render_record(self._run, self._cases))
+        except FolderError as error:
+            log.error("warning: the record is not up to date: %s", error)

@@ -1,0 +1,365 @@
+"""The method as it runs: one case from four files to a label map, and a folder of cases."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.arguments import OnError
+from inference.bundle.store import Bundle, load_bundle
+from inference.errors import CaseError, GliomaError
+from inference.intake.cases import Case, CaseListing
+from inference.intake.scan import Scan, any_geometry, read_labels, read_scan, read_stamp, write_labels
+from inference.labels import labels_from_regions
+from inference.predict.engines import Engine, Profile, choose_profile, open_engine
+from inference.predict.ensemble import Progress, predict
+from inference.refine.postprocess import RefinementRecord, refine
+from inference.refine.subtypes import SubtypeModel, subtype_model
+from inference.report.record import CaseRecord, volumes_ml
+
+log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+
+EMPTY_TUMOUR: Final = "no tumour was found: look at the scan before you believe it"
+_EMPTY_STAMP: Final = "all background: the case failed"
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything that a case passes through, loaded once."""
+
+    bundle: Bundle
+    """What was loaded."""
+    engine: Engine
+    """What runs its networks."""
+    profile: Profile
+    """How much is computed."""
+    subtypes: SubtypeModel | None
+    """Its subtype model."""
+
+    @property
+    def stamp(self) -> str:
+        """Bundle and profile in at most 79 characters, for the header of what they make."""
+        return f"{self.bundle.digest[:16]} {self.profile.value} {self.bundle.manifest.name}"[:79]
+
+
+def open_system(bundle: Path, *, profile: str = "auto", engine: str = "auto", device: str = "auto") -> System:
+    """Verify a bundle and make its networks ready, every file and every tensor checked.
+
+    Raises BundleError, or UsageError and DeviceError for an engine or device that cannot be had.
+    """
+    loaded = load_bundle(bundle)
+    subtypes = subtype_model(loaded.subtypes) if loaded.subtypes else None
+    runner = open_engine(engine, device)
+    for model in loaded.models:
+        runner.load(model)
+    return System(loaded, runner, choose_profile(profile, runner), subtypes)
+
+
+class Stopwatch:
+    """Seconds by name of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        """So far."""
+
+    @contextmanager
+    def __call__(self, step: str) -> Iterator[None]:
+        """Count the seconds of the `with` block as `step`."""
+        begin = time.perf_counter()
+        yield
+        self.seconds[step] = round(time.perf_counter() - begin, 3)
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where results go."""
+
+    labels: Path
+    """Folder of the label maps, and of nothing else."""
+    report: Path | None = None
+    """Folder of the figures."""
+
+    def label_map(self, case: str) -> Path:
+        """File of the label map of a case."""
+        return self.labels / f"{case}.nii.gz"
+
+
+def segment_case(
+    case: Case, system: System, into: Destination, progress: Progress | None = None
+) -> Generator[None, None, CaseRecord]:
+    """The walk of one case, from its four files to `<ID>.nii.gz` and its record.
+
+    Each `yield` is a place where another thread may walk on, so that reading and refining overlap with the prediction
+    of other cases. `progress` hears of every forward pass, done and in all. Raises CaseError for what is wrong with the
+    case, FolderError where the result cannot be written.
+    """
+    clock = Stopwatch()
+    with clock("read"):
+        scan = read_scan(case)
+    yield
+    with clock("predict"):
+        regions = predict(scan.data, scan.spacing, system.bundle, system.engine, system.profile, progress=progress)
+    yield
+    with clock("refine"):
+        painted = labels_from_regions(regions.array, system.bundle.region_thresholds)
+        labels, refinement = refine(painted, scan.spacing, scan.data, system.subtypes, system.bundle.thresholds)
+    with clock("write"):
+        write_labels(labels, scan.geometry, into.label_map(case.id), stamp=system.stamp)
+    record = _describe(scan, labels, refinement, into.label_map(case.id))
+    with clock("draw"):
+        record = _draw(scan, labels, record, into.report)
+    return replace(record, seconds=clock.seconds)
+
+
+def walk_to_end(walk: Generator[None, None, CaseRecord]) -> CaseRecord:
+    """The record at the end of :func:`segment_case`, walked without a pause."""
+    while True:
+        try:
+            next(walk)
+        except StopIteration as end:
+            record: CaseRecord = end.value
+            return record
+
+
+def _describe(scan: Scan, labels: NDArray[np.uint8], refinement: RefinementRecord, path: Path) -> CaseRecord:
+    return CaseRecord(
+        id=scan.case,
+        status="repaired" if scan.repairs else "ok",
+        output=str(path),
+        repairs=scan.repairs,
+        warnings=(*scan.warnings, *([] if labels.any() else [EMPTY_TUMOUR])),
+        volumes_ml=volumes_ml(labels, scan.spacing),
+        refinement=refinement,
+    )
+
+
+def _draw(scan: Scan, labels: NDArray[np.uint8], record: CaseRecord, report: Path | None) -> CaseRecord:
+    """Draw a case if that is wanted; a result without its picture is still a result, with a warning."""
+    if report is None:
+        return record
+    from inference.report.figures import CaseDrawing, draw_case
+
+    try:
+        drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, record.warnings)
+        draw_case(drawing, report / f"{scan.case}.png")
+    except (GliomaError, MemoryError) as error:
+        return replace(record, warnings=(*record.warnings, f"no picture: {reason(error, scan.case)}"))
+    return record
+
+
+@dataclass(frozen=True)
+class FolderSettings:
+    """How a folder of cases is worked through."""
+
+    into: Destination
+    """Where the results go."""
+    on_error: OnError
+    """What to do about a failed case."""
+    resume: bool = False
+    """Whether to leave out cases whose result is there."""
+    shard: tuple[int, int] = (1, 1)
+    """(I, N): only every N-th case, from the I-th, counted from 1."""
+
+
+@dataclass(frozen=True)
+class FolderOutcome:
+    """What became of a folder."""
+
+    cases: tuple[CaseRecord, ...]
+    """Every case of the shard once, those that were not attempted included."""
+    interrupted: str | None
+    """What ended the run before its last case: a signal, or a failed case; None where nothing did."""
+
+
+def segment_folder(
+    listing: CaseListing,
+    system: System,
+    settings: FolderSettings,
+    tell: Callable[[CaseRecord], None],
+    progress: Progress | None = None,
+) -> FolderOutcome:
+    """Segment the cases of a listing, each for itself: what goes wrong with one is its record, and the others go on.
+
+    `tell` hears of each case when it is over. While one case is predicted in this thread, the next is read in another
+    and the last is refined and written in a third. A KeyboardInterrupt, whose text says what it was, drops the case in
+    prediction; the one that is being written is finished.
+    """
+    journeys = shard_of(_journeys(listing, system, settings, progress), settings.shard)
+    settled: dict[_Journey, CaseRecord] = {}
+    interrupted = None
+
+    def settle(journey: _Journey, record: CaseRecord) -> None:
+        settled[journey] = record
+        tell(record)
+        if settings.on_error == "stop" and record.status == "failed":
+            raise _Stopped(f"the failure of {journey.id}")
+
+    try:
+        _walk(journeys, settle)
+    except KeyboardInterrupt as signal:
+        interrupted = str(signal) or "SIGINT"
+    except _Stopped as failure:
+        interrupted = str(failure)
+    for journey in journeys:
+        if journey not in settled:
+            settled[journey] = journey.record or CaseRecord(journey.id, "failed", error=f"dropped after {interrupted}")
+    return FolderOutcome(tuple(settled.values()), interrupted)
+
+
+def shard_of(items: Sequence[_Item], shard: tuple[int, int]) -> list[_Item]:
+    """Every N-th item, from the I-th, of a shard (I, N) that counts from 1."""
+    first, step = shard
+    return list(items[first - 1 :: step])
+
+
+class _Stopped(Exception):  # noqa: N818 (not an error: the run ends as it was asked to)
+    """A case failed and the run is to end with it."""
+
+
+def _walk(journeys: Sequence[_Journey], settle: Callable[[_Journey, CaseRecord], None]) -> None:
+    """Walk all journeys to their ends, at most three at a time: one reading, one predicting, one refining."""
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "finish") as finisher:
+        reading = [reader.submit(journey.leg) for journey in journeys[:1]]
+        finishing: list[Future[tuple[_Journey, CaseRecord]]] = []
+
+        def finish() -> None:
+            while finishing:
+                settle(*finishing.pop().result())
+
+        try:
+            for index, journey in enumerate(journeys):
+                reading.pop().result()
+                reading += [reader.submit(following.leg) for following in journeys[index + 1 : index + 2]]
+                journey.leg()
+                finish()
+                finishing.append(finisher.submit(journey.end))
+                if journey.record:
+                    finish()
+        finally:
+            finish()
+
+
+class _Journey:
+    """One case on its way, walked leg by leg, never by two threads at once; what goes wrong ends it with a record."""
+
+    def __init__(
+        self, case: str, walk: Generator[None, None, CaseRecord], rescue: Callable[[CaseRecord], CaseRecord]
+    ) -> None:
+        self.id = case
+        """ID of the case."""
+        self.record: CaseRecord | None = None
+        """What became of it, once that is known."""
+        self._walk = walk
+        self._rescue = rescue
+
+    def leg(self) -> None:
+        """Walk to the next place where the thread may change; nothing where the journey is over."""
+        if self.record is not None:
+            return
+        try:
+            next(self._walk)
+        except StopIteration as end:
+            self.record = end.value
+        except Exception as error:
+            log.debug("%s failed", self.id, exc_info=True)
+            self.record = self._rescue(CaseRecord(self.id, "failed", error=reason(error, self.id)))
+
+    def end(self) -> tuple[_Journey, CaseRecord]:
+        """Walk the rest of the way."""
+        while self.record is None:
+            self.leg()
+        return self, self.record
+
+
+def reason(error: Exception, case: str) -> str:
+    """Why a case failed, in one line that does not repeat its ID."""
+    if isinstance(error, MemoryError):
+        return "out of memory: close other programs, or use a machine with more"
+    text = " ".join(str(error).split())
+    if isinstance(error, GliomaError):
+        return text.removeprefix(f"{case}: ")
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"unexpected {type(error).__name__}: {text[:300]}"
+
+
+def _journeys(
+    listing: CaseListing, system: System, settings: FolderSettings, progress: Progress | None
+) -> list[_Journey]:
+    """One journey for each case of the listing, by ID; those that cannot be attempted fail on their first leg."""
+
+    def journey(
+        case: str, walk: Generator[None, None, CaseRecord], paths: Mapping[str, Path], *, replaceable: bool = True
+    ) -> _Journey:
+        def rescue(failed: CaseRecord) -> CaseRecord:
+            wanted = settings.on_error == "empty" and replaceable
+            return _write_empty(failed, paths, settings.into) if wanted else failed
+
+        return _Journey(case, walk, rescue)
+
+    walk = _resumed if settings.resume else segment_case
+    whole = {case.id for case in listing.cases}
+    journeys = [journey(case.id, walk(case, system, settings.into, progress), case.paths) for case in listing.cases]
+    for problem in listing.problems:
+        found = listing.found.get(problem.case, {})
+        # A problem may carry the ID of a case that is whole, whose result must stay.
+        hopeless = journey(problem.case, _hopeless(problem), found, replaceable=problem.case not in whole)
+        journeys.append(hopeless)
+    return sorted(journeys, key=lambda journey: journey.id)
+
+
+def _hopeless(problem: CaseError) -> Generator[None, None, CaseRecord]:
+    """The walk of a case that cannot be attempted."""
+    raise problem
+    yield
+
+
+def _resumed(
+    case: Case, system: System, into: Destination, progress: Progress | None
+) -> Generator[None, None, CaseRecord]:
+    """The walk of a case that ends at once where its result is there."""
+    path = into.label_map(case.id)
+    labels = read_result(path, case, system.stamp)
+    if labels is None:
+        return (yield from segment_case(case, system, into, progress))
+    volumes = volumes_ml(labels, any_geometry(case.paths).spacing)
+    warnings = () if labels.any() else (EMPTY_TUMOUR,)
+    return CaseRecord(case.id, "ok", str(path), resumed=True, volumes_ml=volumes, warnings=warnings)
+
+
+def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:
+    """The labels (X, Y, Z; canonical RAS) in a result of an earlier run; None where there is none to rely on.
+
+    It counts if it reads back whole, lies where the case's t1n lies, and carries the stamp of this bundle and profile.
+    """
+    try:
+        if not path.is_file() or read_stamp(path) != stamp:
+            return None
+        labels, found = read_labels(path)
+    except CaseError:
+        return None
+    expected = any_geometry(case.paths)
+    # A new header holds the geometry and nothing else of an image.
+    return labels if found.new_header().binaryblock == expected.new_header().binaryblock else None
+
+
+def _write_empty(failed: CaseRecord, paths: Mapping[str, Path], into: Destination) -> CaseRecord:
+    """Write an all-background file for a failed case, in the geometry of the first of its scans that has one."""
+    geometry = any_geometry(paths)
+    path = into.label_map(failed.id)
+    try:
+        write_labels(np.zeros(geometry.canonical_shape, np.uint8), geometry, path, stamp=_EMPTY_STAMP)
+    except (GliomaError, OSError, MemoryError) as error:
+        return replace(failed, error=f"{failed.error}; and no empty file either: {reason(error, failed.id)}")
+    warning = "THE FILE IS EMPTY BECAUSE THE CASE FAILED, not because there is no tumour"
+    return replace(failed, status="empty", output=str(path), warnings=(warning,))

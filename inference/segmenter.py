@@ -1,0 +1,95 @@
+"""The Python interface: a bundle loaded once, and cases given as files, images or arrays."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import nibabel as nib
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from inference.arguments import EMBEDDED, EngineChoice, Profile
+from inference.errors import UsageError
+from inference.intake.cases import Case
+from inference.labels import SEQUENCES
+from inference.pipeline import Destination, System, open_system, segment_case, walk_to_end
+from inference.report.record import CaseRecord
+
+SequenceLike: TypeAlias = "str | PathLike[str] | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]"
+"""A path, a nibabel image, or an array (X, Y, Z) with its affine (4, 4)."""
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """The result for one case."""
+
+    labels: NDArray[np.uint8]
+    """(X, Y, Z) in the orientation and geometry of the t1n: 0 background, 1 necrosis, 2 oedema, 3 enhancing tumour."""
+    affine: NDArray[np.float64]
+    """(4, 4), voxel indices of `labels` to world mm (RAS+)."""
+    image: nib.Nifti1Image
+    """The same as an image, with all codes of the t1n's header."""
+    record: CaseRecord
+    """Volumes, subtype, thresholds, repairs and warnings."""
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the image to `path` (.nii.gz or .nii)."""
+        nib.save(self.image, path)
+
+
+class Segmenter:
+    """A loaded bundle that segments cases one after another."""
+
+    def __init__(self, system: System) -> None:
+        self._system = system
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | PathLike[str] = EMBEDDED,
+        *,
+        profile: Profile = "auto",
+        engine: EngineChoice = "auto",
+        device: str = "auto",
+    ) -> Segmenter:
+        """Verify and load the bundle in a folder.
+
+        `profile`: paper (tiles and mirroring) or fast; auto is paper on a GPU and fast on a CPU. `device`: auto, cpu,
+        cuda or cuda:N. Raises BundleError or DeviceError.
+        """
+        return cls(open_system(Path(bundle), profile=profile, engine=engine, device=device))
+
+    def segment(
+        self, *, t1n: SequenceLike, t1c: SequenceLike, t2w: SequenceLike, t2f: SequenceLike, case: str = "case"
+    ) -> Segmentation:
+        """Segment one case, each sequence a path, a nibabel image or a pair (array (X, Y, Z), affine (4, 4)).
+
+        `case` is what errors and the record call it. Raises CaseError for what is wrong with the scans.
+        """
+        given = dict(zip(SEQUENCES, (t1n, t1c, t2w, t2f), strict=True))
+        with tempfile.TemporaryDirectory() as scratch:
+            folder = Path(scratch)
+            paths = {name: _as_file(sequence, name, folder) for name, sequence in given.items()}
+            record = walk_to_end(segment_case(Case(case, paths), self._system, Destination(folder)))
+            written = nib.load(folder / f"{case}.nii.gz")
+            labels = np.asarray(written.dataobj, np.uint8)
+        return Segmentation(labels, written.affine, nib.Nifti1Image(labels, None, written.header), record)
+
+
+def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
+    """A file that holds a sequence: the given one, or one that is written for it, so that all pass the same checks."""
+    if isinstance(sequence, tuple):
+        if len(sequence) != 2 or np.shape(sequence[1]) != (4, 4):
+            raise UsageError(f"{name}: expected a pair of an array and its 4 × 4 affine")
+        sequence = nib.Nifti1Image(np.asarray(sequence[0], np.float32), np.asarray(sequence[1], np.float64))
+    if isinstance(sequence, nib.spatialimages.SpatialImage):
+        path = folder / f"{name}.nii"
+        nib.save(sequence, path)
+        return path
+    if isinstance(sequence, np.ndarray):
+        raise UsageError(f"{name}: an array needs its affine: pass (array, affine)")
+    return Path(sequence)
