@@ -42,8 +42,8 @@ _START: Final = 2**16
 _FARTHEST_VOXELS: Final = 2**24
 """Largest offset of the first voxel, in bytes: what lies before it are header extensions."""
 
-_MAGIC: Final[Mapping[int, bytes]] = {348: b"n+1", 540: b"n+2\0\r\n\x1a\n"}
-"""Size of a header, and the magic of an image in one file with it, trailing zeros aside."""
+_MAGIC: Final[Mapping[int, bytes]] = {348: b"n+1", 540: b"n+2"}
+"""Size of a header, and the magic that an image in one file has in it."""
 
 _OTHERS: Final[Mapping[bytes, str]] = {
     b"version https://git-lfs": "a Git LFS pointer: the scan itself was not downloaded",
@@ -121,7 +121,8 @@ def read_voxels(image: Image) -> NDArray[np.generic[object]]:
     most = size + image.geometry.shape[0] * image.geometry.shape[1] * image.dtype.itemsize
     with _opened(image.path, notes) as file:
         try:
-            contents = file.read(most + size // 50 + _START)  # gzip makes what it cannot compress a little longer
+            length = os.fstat(file.fileno()).st_size
+            contents = file.read(min(length, most + size // 50 + _START))  # gzip lengthens what it cannot compress
         except OSError as error:
             raise notes.unreadable(error) from error
     if contents.startswith(_GZIP):
@@ -203,6 +204,8 @@ def _parsed(start: bytes, notes: Notes) -> nib.Nifti1Header:
         if magic != _MAGIC[size]:
             raise notes.refusal("not a NIfTI image in one file", found=f"magic {magic!r}", expected=repr(_MAGIC[size]))
         return header
+    if not start:
+        raise notes.refusal("empty", found="0 bytes once decompressed", expected="a NIfTI file")
     found = next(
         (what for mark, what in _OTHERS.items() if start.startswith(mark)), f"a file that begins {start[:8]!r}"
     )
