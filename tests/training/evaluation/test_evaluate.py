@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from training.evaluation import evaluate
+from training.evaluation.lesionwise import score_case
+
+from .scenes import ED, ET, ISOTROPIC, NCR, save, with_boxes
+
+SHAPE = (30, 30, 30)
+REFERENCE = with_boxes((ED, (4, 4, 4), (9, 9, 9)), (ET, (6, 6, 6), (5, 5, 5)), (NCR, (8, 8, 8), (1, 1, 1)), shape=SHAPE)
+GOOD = with_boxes((ED, (5, 4, 4), (9, 9, 9)), (ET, (6, 6, 6), (5, 5, 5)), shape=SHAPE)
+POOR = with_boxes((ED, (6, 6, 4), (9, 9, 9)), (ED, (22, 22, 22), (6, 6, 6)), shape=SHAPE)
+
+NAMES = {
+    "lesionwise_dice", "lesionwise_hd95", "dice", "hd95", "sensitivity", "specificity",
+    "voxel_sensitivity", "voxel_specificity", "tp", "fp", "fn",
+}  # fmt: skip
+SURFACE = {"nsd_0.5", "nsd_1.0", "lesionwise_nsd_0.5", "lesionwise_nsd_1.0"}
+
+
+@pytest.fixture
+def folders(tmp_path):
+    """Three cases, of which two have predictions under other file names."""
+    reference, prediction = tmp_path / "reference", tmp_path / "prediction"
+    for number in (1, 2, 3):
+        case = f"BraTS-SSA-0000{number}-000"
+        save(REFERENCE, reference / case / f"{case}-seg.nii.gz")
+        save(REFERENCE, reference / case / f"{case}-t1n.nii.gz")
+    save(GOOD, prediction / "BraTS-SSA-00001-000.nii.gz")
+    save(POOR, prediction / "BraTS-SSA-00002-000.nii.gz")
+    return reference, prediction
+
+
+def command(*arguments):
+    parser = argparse.ArgumentParser()
+    evaluate.add_arguments(parser)
+    return evaluate.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+def evaluated(folders, tmp_path, *further, version=2024):
+    reference, prediction = folders
+    output = tmp_path / "out" / "scores.json"
+    arguments = ("--reference", reference, "--prediction", prediction, "--version", version, "--output", output)
+    status = command(*arguments, *further)
+    return status, json.loads(output.read_text())
+
+
+@pytest.mark.parametrize(("version", "names"), [(2023, NAMES), (2024, NAMES | SURFACE)])
+def test_json_holds_the_scores_of_every_case(folders, tmp_path, version, names):
+    status, document = evaluated(folders, tmp_path, version=version)
+    assert (status, document["version"]) == (0, version)
+    for number, prediction in ((1, GOOD), (2, POOR)):
+        expected = score_case(REFERENCE, prediction, ISOTROPIC, version)
+        found = document["cases"][f"BraTS-SSA-0000{number}-000"]
+        assert list(found) == ["WT", "TC", "ET"]
+        for region, score in expected.items():
+            assert set(found[region]) == names
+            assert found[region] == score.named()
+
+
+def test_statistics_are_over_cases_and_std_is_of_the_population(folders, tmp_path):
+    _, document = evaluated(folders, tmp_path)
+    for region in ("WT", "TC", "ET"):
+        for name in NAMES | SURFACE:
+            values = [case[region][name] for case in document["cases"].values()]
+            assert len(values) == 3
+            assert document["mean"][region][name] == pytest.approx(np.mean(values))
+            assert document["median"][region][name] == pytest.approx(np.median(values))
+            assert document["std"][region][name] == pytest.approx(np.std(values))
+
+
+def test_a_missing_prediction_is_named_and_scored_as_the_worst(folders, tmp_path, caplog):
+    status, document = evaluated(folders, tmp_path)
+    assert (status, document["missing"]) == (0, ["BraTS-SSA-00003-000"])
+    assert "BraTS-SSA-00003-000: no prediction" in caplog.text
+    whole = document["cases"]["BraTS-SSA-00003-000"]["WT"]
+    assert (whole["lesionwise_dice"], whole["lesionwise_hd95"], whole["hd95"], whole["fn"]) == (0, 374, 374, 1)
+    assert whole["specificity"] == whole["nsd_1.0"] == 0
+
+
+def test_an_extra_prediction_is_named_and_not_scored(folders, tmp_path, caplog):
+    save(GOOD, folders[1] / "BraTS-SSA-00009-000.nii.gz")
+    status, document = evaluated(folders, tmp_path)
+    assert (status, document["extra"]) == (0, ["BraTS-SSA-00009-000"])
+    assert "BraTS-SSA-00009-000: no reference" in caplog.text
+    assert len(document["cases"]) == 3
+
+
+@pytest.mark.parametrize(
+    ("bad", "complaint"),
+    [
+        ((GOOD[:-1], np.eye(4)), "shapes differ"),
+        ((GOOD, np.diag([-1.0, 1, 1, 1])), "affines differ"),
+        ((GOOD + np.uint8(5), np.eye(4)), "other values than labels"),
+    ],
+)
+def test_what_is_wrong_with_one_case_does_not_stop_the_others(folders, tmp_path, caplog, bad, complaint):
+    save(bad[0], folders[1] / "BraTS-SSA-00001-000.nii.gz", bad[1])
+    status, document = evaluated(folders, tmp_path)
+    assert status == 1
+    assert list(document["cases"]) == ["BraTS-SSA-00002-000", "BraTS-SSA-00003-000"]
+    assert list(document["failed"]) == ["BraTS-SSA-00001-000"]
+    assert complaint in document["failed"]["BraTS-SSA-00001-000"]
+    assert complaint in caplog.text
+
+
+def test_label_four_is_read_as_three_and_said(folders, tmp_path, caplog):
+    old = np.where(REFERENCE == ET, np.uint8(4), REFERENCE)
+    save(old, folders[0] / "BraTS-SSA-00001-000" / "BraTS-SSA-00001-000-seg.nii.gz")
+    _, document = evaluated(folders, tmp_path)
+    assert document["relabelled"] == ["BraTS-SSA-00001-000"]
+    assert "BraTS-SSA-00001-000: label 4 was read as 3" in caplog.text
+    expected = score_case(REFERENCE, GOOD, ISOTROPIC, 2024)["ET"].named()
+    assert document["cases"]["BraTS-SSA-00001-000"]["ET"] == expected
+
+
+def test_jobs_change_nothing(folders, tmp_path):
+    assert evaluated(folders, tmp_path, "--jobs", 2) == evaluated(folders, tmp_path)
+
+
+def test_spacing_is_that_of_the_files(folders, tmp_path):
+    affine = np.diag([1.0, 1.0, 3.0, 1.0])
+    case = "BraTS-SSA-00001-000"
+    save(REFERENCE, folders[0] / case / f"{case}-seg.nii.gz", affine)
+    save(POOR, folders[1] / f"{case}.nii.gz", affine)
+    _, document = evaluated(folders, tmp_path)
+    assert document["cases"][case]["WT"] == score_case(REFERENCE, POOR, (1.0, 1.0, 3.0), 2024)["WT"].named()
+
+
+def test_csv_has_a_row_for_each_case_and_region_and_statistic(folders, tmp_path):
+    table = tmp_path / "scores.csv"
+    _, document = evaluated(folders, tmp_path, "--table", table)
+    rows = list(csv.DictReader(table.open()))
+    assert [(row["case"], row["region"]) for row in rows] == [
+        (case, region) for case in (*document["cases"], "mean", "median", "std") for region in ("WT", "TC", "ET")
+    ]
+    assert float(rows[0]["lesionwise_dice"]) == document["cases"]["BraTS-SSA-00001-000"]["WT"]["lesionwise_dice"]
+    assert float(rows[-1]["hd95"]) == document["std"]["ET"]["hd95"]
+
+
+def test_markdown_table(folders, tmp_path):
+    table = tmp_path / "scores.md"
+    _, document = evaluated(folders, tmp_path, "--table", table)
+    lines = table.read_text().splitlines()
+    assert lines[0].startswith("| case | region | lesionwise_dice |")
+    assert len(lines) == 2 + 3 * (3 + 3)
+    assert f"{document['mean']['WT']['lesionwise_dice']:.4f}" in lines[11]
+
+
+def test_means_go_to_the_standard_output_where_no_file_is_asked_for(folders, capsys):
+    assert command("--reference", folders[0], "--prediction", folders[1], "--version", 2023) == 0
+    assert capsys.readouterr().out.startswith("| metric | WT | TC | ET |\n")
+
+
+@pytest.mark.parametrize(
+    ("further", "complaint"),
+    [
+        (("--table", "scores.xlsx"), "a table ends in"),
+        (("--jobs", "0"), "at least one"),
+        (("--reference", "nowhere"), "no folder nowhere"),
+    ],
+)
+def test_what_cannot_be_carried_out_attempts_nothing(folders, tmp_path, caplog, further, complaint):
+    output = tmp_path / "scores.json"
+    arguments = ("--reference", folders[0], "--prediction", folders[1], "--version", 2024, "--output", output)
+    assert command(*arguments, *further) == 2
+    assert complaint in caplog.text
+    assert not output.exists()
