@@ -1,0 +1,283 @@
+"""One picture per case: the slices that show most, with and without the regions, and the numbers beside them."""
+
+from __future__ import annotations
+
+import io
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.intake.writing import write_whole
+from inference.labels import REGIONS, SEQUENCES, region_mask
+from inference.report.record import volumes_ml
+from inference.report.views import (
+    EDGE_MARKS,
+    LABEL_COLOURS,
+    LABEL_NAMES,
+    NORMAL_AXIS,
+    Plane,
+    View,
+    brain_box,
+    brightness,
+    choose_views,
+    pixel_size,
+    slice_of,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLUMNS: Final = (("t1c", "T1 with contrast"), ("t2f", "T2-FLAIR"))
+"""The two sequences that are shown, each without and with the regions."""
+_INCH_MM: Final = 60.0
+"""Millimetres of the head per inch of paper."""
+_HEADER, _FOOTER = 1.0, 0.42
+"""Inches above and below the pictures; each warning adds a line."""
+_LINE: Final = 0.2
+"""Height of a line of text, inches."""
+_GAP: Final = 0.05
+"""Inches between pictures."""
+_FILL: Final = 0.28
+"""Opacity of a region's inside: anatomy stays visible."""
+_PAPER, _INK, _FAINT, _WARNING = "#101014", "#F2F2F2", "#A8A8B0", "#FFB000"
+
+
+@dataclass(frozen=True)
+class CaseDrawing:
+    """What a figure shows."""
+
+    data: NDArray[np.float32]
+    """(4, X, Y, Z), canonical RAS, background 0."""
+    labels: NDArray[np.uint8]
+    """(X, Y, Z)."""
+    spacing: tuple[float, float, float]
+    """Voxel size along X, Y, Z in mm."""
+    title: str
+    """Of the figure; the case's ID, say."""
+    warnings: tuple[str, ...] = ()
+    """What the reader should know, one line each."""
+    reference: NDArray[np.uint8] | None = None
+    """(X, Y, Z): a reference segmentation, drawn as white outlines of WT, TC and ET."""
+    scores: str = ""
+    """A line of scores, for a case with a reference."""
+
+
+def draw_case(drawing: CaseDrawing, path: Path | None = None, *, dpi: int = 110) -> bytes:
+    """A PNG of a case: axial, coronal and sagittal slices, T1c and FLAIR, each without and with the regions.
+
+    Written to `path` too where one is given (FolderError where that fails). An empty segmentation is drawn as the
+    middle of the brain with a note. All pictures have the same scale, which the bar shows.
+    """
+    _check(drawing)
+    picture = io.BytesIO()
+    _figure(drawing).savefig(picture, format="png", dpi=dpi, facecolor=_PAPER)
+    if path is not None:
+        write_whole(path, picture.getvalue())
+    return picture.getvalue()
+
+
+def _check(drawing: CaseDrawing) -> None:
+    if drawing.data.shape != (len(SEQUENCES), *drawing.labels.shape):
+        raise ValueError(f"scan {drawing.data.shape} and labels {drawing.labels.shape} are not of one shape")
+    if drawing.reference is not None and drawing.reference.shape != drawing.labels.shape:
+        raise ValueError(f"reference {drawing.reference.shape} and labels {drawing.labels.shape} are not of one shape")
+
+
+@dataclass(frozen=True)
+class _Cropped:
+    """A drawing reduced to the box of the brain and to grey levels."""
+
+    grey: dict[str, NDArray[np.uint8]]
+    """(X, Y, Z) per shown sequence."""
+    labels: NDArray[np.uint8]
+    """(X, Y, Z)."""
+    reference: NDArray[np.uint8] | None
+    """(X, Y, Z)."""
+    views: tuple[View, ...]
+    """Slices, indexed within the box."""
+    corner: tuple[int, ...]
+    """Index of the box's first voxel in the whole array."""
+
+
+def _crop(drawing: CaseDrawing) -> _Cropped:
+    brain = (drawing.data != 0).any(axis=0)
+    box = brain_box(brain | (drawing.labels > 0))
+    inside = brain[box]
+    labels = drawing.labels[box]
+    grey = {name: brightness(drawing.data[SEQUENCES.index(name)][box], inside) for name, _ in _COLUMNS}
+    reference = None if drawing.reference is None else drawing.reference[box]
+    views = choose_views(labels, inside, drawing.spacing)
+    return _Cropped(grey, labels, reference, views, tuple(int(part.start) for part in box))
+
+
+def _figure(drawing: CaseDrawing) -> Figure:
+    """The figure; rows are views, columns are sequences without and with the regions."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    cropped = _crop(drawing)
+    sizes = [_extent_mm(cropped.labels.shape, drawing.spacing, view.plane) for view in cropped.views]
+    heights = [height / _INCH_MM for height, _ in sizes]
+    column = max(width for _, width in sizes) / _INCH_MM
+    width = 2 * len(_COLUMNS) * (column + _GAP) + _GAP
+    notes = _notes(drawing, int(width * 13))
+    above = _HEADER + _LINE * len(notes)
+    height = above + sum(heights) + _GAP * len(heights) + _FOOTER
+    figure = Figure(figsize=(width, height), facecolor=_PAPER)
+    FigureCanvasAgg(figure)
+    _write_header(figure, drawing, notes)
+    top = height - above
+    for row, (view, tall) in enumerate(zip(cropped.views, heights, strict=True)):
+        for place in range(2 * len(_COLUMNS)):
+            left = _GAP + place * (column + _GAP)
+            axes = figure.add_axes((left / width, (top - tall) / height, column / width, tall / height))
+            _draw_panel(axes, drawing, cropped, view, place)
+            if row == 0:
+                caption = _COLUMNS[place // 2][1] + (", segmented" if place % 2 else "")
+                figure.text(
+                    (left + column / 2) / width, (top + 0.05) / height, caption, color=_INK, size=9, ha="center"
+                )
+        top -= tall + _GAP
+    return figure
+
+
+def _extent_mm(shape: tuple[int, ...], spacing: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
+    """Height and width in mm of a plane's pictures."""
+    columns, rows = (length for axis, length in enumerate(shape) if axis != NORMAL_AXIS[plane])
+    up, across = pixel_size(spacing, plane)
+    return rows * up, columns * across
+
+
+def _draw_panel(axes: Axes, drawing: CaseDrawing, cropped: _Cropped, view: View, place: int) -> None:
+    """One slice of one sequence; odd places show the regions."""
+    tall, wide = _extent_mm(cropped.labels.shape, drawing.spacing, view.plane)
+    axes.set_axis_off()
+    axes.set_aspect("equal")
+    grey = slice_of(cropped.grey[_COLUMNS[place // 2][0]], view.plane, view.index)
+    frame = (0, wide, tall, 0)
+    axes.imshow(grey, cmap="gray", vmin=0, vmax=255, extent=frame, interpolation="bilinear")
+    if place % 2:
+        _draw_regions(axes, slice_of(cropped.labels, view.plane, view.index), frame)
+        if cropped.reference is not None:
+            _draw_reference(axes, slice_of(cropped.reference, view.plane, view.index), frame)
+    axes.set_xlim(0, wide)
+    axes.set_ylim(tall, 0)
+    _mark_edges(axes, view.plane)
+    if place == 0:
+        number = view.index + cropped.corner[NORMAL_AXIS[view.plane]] + 1
+        axes.text(
+            0.02,
+            0.98,
+            f"{view.plane} {number}\n{view.reason}",
+            transform=axes.transAxes,
+            color=_INK,
+            size=7.5,
+            va="top",
+        )
+    if place == 2 * len(_COLUMNS) - 1:
+        _draw_scale(axes, wide, tall)
+
+
+def _draw_regions(axes: Axes, labels: NDArray[np.uint8], frame: tuple[float, float, float, float]) -> None:
+    """Labels as a light wash with a thin outline, so that anatomy shows through."""
+    from matplotlib.colors import to_rgb
+
+    wash = np.zeros((*labels.shape, 4), np.float32)
+    for label, colour in LABEL_COLOURS.items():
+        wash[labels == label] = (*to_rgb(colour), _FILL)
+    axes.imshow(wash, extent=frame, interpolation="nearest")
+    for label, colour in LABEL_COLOURS.items():
+        _outline(axes, labels == label, frame, colour)
+
+
+def _draw_reference(axes: Axes, labels: NDArray[np.uint8], frame: tuple[float, float, float, float]) -> None:
+    for region in REGIONS:
+        _outline(axes, region_mask(labels, region), frame, "white", dashed=True)
+
+
+def _outline(
+    axes: Axes,
+    mask: NDArray[np.bool_],
+    frame: tuple[float, float, float, float],
+    colour: str,
+    *,
+    dashed: bool = False,
+) -> None:
+    """The border of a mask (rows, columns) halfway between its pixels and their neighbours."""
+    if not mask.any() or min(mask.shape) < 2:
+        return
+    rows, columns = mask.shape
+    x = (np.arange(columns) + 0.5) * frame[1] / columns
+    y = (np.arange(rows) + 0.5) * frame[2] / rows
+    style = (0, (2.5, 1.5)) if dashed else "solid"
+    axes.contour(x, y, mask.astype(np.float32), levels=[0.5], colors=[colour], linewidths=0.75, linestyles=[style])
+
+
+def _mark_edges(axes: Axes, plane: Plane) -> None:
+    """R and L, or A and P, at the edges of a picture."""
+    from matplotlib.patheffects import withStroke
+
+    edge = [withStroke(linewidth=2.5, foreground=_PAPER)]
+    for mark, x, align in zip(EDGE_MARKS[plane], (0.015, 0.985), ("left", "right"), strict=True):
+        axes.text(
+            x,
+            0.5,
+            mark,
+            transform=axes.transAxes,
+            color=_INK,
+            size=9,
+            weight="bold",
+            ha=align,
+            va="center",
+            path_effects=edge,
+        )
+
+
+def _draw_scale(axes: Axes, wide: float, tall: float) -> None:
+    """A bar of 50 mm, or of 10 in a small picture, in the lower right corner."""
+    length = 50 if wide > 100 else 10
+    y, right = tall * 0.965, wide * 0.97
+    axes.plot([right - length, right], [y, y], color=_INK, linewidth=2, solid_capstyle="butt")
+    axes.text(right - length / 2, y - tall * 0.012, f"{length} mm", color=_INK, size=7, ha="center", va="bottom")
+
+
+def _notes(drawing: CaseDrawing, letters: int) -> list[str]:
+    """Lines under the numbers: what is missing, and the warnings, wrapped."""
+    lines = [] if drawing.labels.any() else ["No tumour was segmented."]
+    for warning in drawing.warnings:
+        lines += textwrap.wrap(f"Warning: {warning}", letters) or []
+    return lines
+
+
+def _write_header(figure: Figure, drawing: CaseDrawing, notes: Sequence[str]) -> None:
+    """Title, volumes, legend, scores, notes, and what is where."""
+    width, height = figure.get_size_inches()
+
+    def write(x: float, y: float, text: str, colour: str = _INK, *, size: float = 9, align: str = "left") -> None:
+        """Text at inches from the upper left corner."""
+        figure.text(x / width, 1 - y / height, text, va="top", color=colour, size=size, ha=align, parse_math=False)
+
+    write(0.12, 0.1, drawing.title, size=14)
+    regions = volumes_ml(drawing.labels, drawing.spacing)
+    write(0.12, 0.4, "     ".join(f"{name} {volume:.1f} mL" for name, volume in regions.items()), size=10)
+    write(width - 0.12, 0.14, drawing.scores, size=10, align="right")
+    x = 0.12
+    voxel = float(np.prod(drawing.spacing)) / 1000
+    for label, colour in reversed(list(LABEL_COLOURS.items())):
+        text = f"■ {LABEL_NAMES[label]} ({label.name}) {np.count_nonzero(drawing.labels == label) * voxel:.1f} mL"
+        write(x, 0.63, text, colour)
+        x += 0.078 * len(text) + 0.2
+    if drawing.reference is not None:
+        write(x, 0.63, "┅ reference (WT, TC, ET)")
+    for number, note in enumerate(notes):
+        write(0.12, 0.85 + _LINE * number, note, _WARNING)
+    convention = (
+        "The patient's right (R) is at the left of axial and coronal pictures; sagittal ones face left (A: front)."
+    )
+    figure.text(0.12 / width, 0.14 / height, convention, color=_FAINT, size=7.5, va="bottom")
