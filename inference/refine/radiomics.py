@@ -270,5 +270,7 @@ def _calculators() -> Mapping[str, type]:
     import radiomics
 
     logging.getLogger("radiomics").setLevel(logging.CRITICAL)
+    # Python's own min and max walk through a tumour's voxels one by one, which took a fifth of the time.
+    vars(radiomics.imageoperations).update(min=np.min, max=np.max)
     classes: Mapping[str, type] = radiomics.getFeatureClasses()
     return classes

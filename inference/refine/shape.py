@@ -17,7 +17,7 @@ _CORNERS = tuple((z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1))
 
 
 def shape_features(tumour: NDArray[np.bool_], spacing: tuple[float, float, float]) -> dict[str, float]:
-    """Shape features by pyradiomics' names, of a tumour (X, Y, Z) that is not empty; `spacing` in mm (x, y, z).
+    """Shape features by pyradiomics' names, of a tumour (X, Y, Z) of two voxels or more; `spacing` in mm (x, y, z).
 
     Lengths in mm. Formulas: https://pyradiomics.readthedocs.io/en/v3.0.1/features.html#module-radiomics.shape
     """

@@ -29,7 +29,7 @@ def pyradiomics_shape(tumour: NDArray[np.bool_], spacing: Spacing) -> dict[str, 
 def assert_equal_to_pyradiomics(tumour: NDArray[np.bool_], spacing: Spacing) -> None:
     expected = pyradiomics_shape(tumour, spacing)
     found = shape_features(tumour, spacing)
-    assert found == {name: pytest.approx(value, rel=1e-9, abs=1e-9) for name, value in expected.items()}
+    assert found == {name: pytest.approx(value, rel=1e-9, abs=1e-6) for name, value in expected.items()}
     assert list(found) == list(expected)
 
 
@@ -40,7 +40,7 @@ def assert_equal_to_pyradiomics(tumour: NDArray[np.bool_], spacing: Spacing) -> 
 def test_noise_with_every_kind_of_corner_and_hole(seed: int, size: tuple[int, int, int], spacing: Spacing) -> None:
     random = np.random.default_rng(seed)
     tumour = random.random(size) < random.uniform(0.2, 0.95)
-    tumour[tuple(np.array(size) // 2)] = True
+    tumour[tuple(np.array(size) // 2)] = tumour[0, 0, 0] = True
     assert_equal_to_pyradiomics(tumour, spacing)
 
 
