@@ -42,17 +42,18 @@ _PAINTED: Final = (Label.ED, Label.NCR, Label.ET)
 """What is painted where WT, then TC, then ET is present (`regions_class_order` of nnU-Net: 2, 1, 3)."""
 
 
-def region_mask(labels: NDArray[np.integer], region: str) -> NDArray[np.bool_]:
+def region_mask(labels: NDArray[np.uint8], region: str) -> NDArray[np.bool_]:
     """Where a label map (any shape) shows `region`, one of :data:`REGIONS`."""
     if region == "WT":
-        return labels > 0
+        return np.greater(labels, 0)
     if region == "ET":
         return labels == Label.ET
-    return np.isin(labels, REGIONS[region])
+    inside: NDArray[np.bool_] = np.isin(labels, REGIONS[region])
+    return inside
 
 
 def labels_from_regions(
-    probabilities: NDArray[np.floating], thresholds: Sequence[float] = (0.5, 0.5, 0.5)
+    probabilities: NDArray[np.float32], thresholds: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> NDArray[np.uint8]:
     """Paint labels (X, Y, Z) from region probabilities (3, X, Y, Z) in the order WT, TC, ET.
 
@@ -65,7 +66,7 @@ def labels_from_regions(
     return labels
 
 
-def regions_from_label_probabilities(softmax: NDArray[np.floating]) -> NDArray[np.floating]:
+def regions_from_label_probabilities(softmax: NDArray[np.float32]) -> NDArray[np.float32]:
     """Region probabilities (3, ...) from a label head's softmax (4, ...) over background, NCR, ED, ET."""
     _, necrosis, oedema, enhancing = softmax
     return np.stack([necrosis + oedema + enhancing, necrosis + enhancing, enhancing])

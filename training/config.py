@@ -1,4 +1,4 @@
-"""A run's configuration: everything that differs between the paper's run, the embedded bundle and a smoke test is data."""
+"""A run's configuration: all that differs between the paper's run, the embedded bundle and a smoke test is data."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class DatasetConfig:
     sources: tuple[str, ...]
     """Names of the sources."""
     forms: tuple[str, ...] = ("original",)
-    """Every case is used once in each form: `original`, or `africa` and a seed, as in `africa1`, for degraded copies."""
+    """Every case is used once in each form: `original`, or `africa` and a number (`africa1`) for a degraded copy."""
 
 
 @dataclass(frozen=True)

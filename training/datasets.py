@@ -79,8 +79,8 @@ def list_cases(config: RunConfig) -> list[CaseEntry]:
 def _cases_of(source: SourceConfig, seed: int) -> Iterator[CaseEntry]:
     if source.phantoms:
         for number in range(source.phantoms):
-            case = f"{source.name}-{number:05d}-000"
-            yield CaseEntry(case, source.name, case, "", phantom_seed=seed * 1000 + number)
+            name = f"{source.name}-{number:05d}-000"
+            yield CaseEntry(name, source.name, name, "", phantom_seed=seed * 1000 + number)
         return
     listing = find_cases(Path(source.folder))
     for problem in listing.problems:
@@ -95,7 +95,9 @@ def _labels_beside(case: Case) -> Path:
         path = folder / f"{case.id}{ending}"
         if path.is_file():
             return path
-    raise UsageError(f"{case.id}: no reference labels, expected {case.id}-seg.nii.gz or {case.id}_seg.nii.gz in {folder}")
+    raise UsageError(
+        f"{case.id}: no reference labels, expected {case.id}-seg.nii.gz or {case.id}_seg.nii.gz in {folder}"
+    )
 
 
 def write_cases(entries: list[CaseEntry], path: Path) -> None:
@@ -121,7 +123,9 @@ def copies_of(work: Path, stage: str) -> dict[str, str]:
     return {copy: case_of(copy) for copy in copies}
 
 
-def load_case(entry: CaseEntry, config: RunConfig, form: str = "original") -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+def load_case(
+    entry: CaseEntry, config: RunConfig, form: str = "original"
+) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
     """A case in one of its forms: data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS."""
     if entry.phantom_seed is not None:
         from training.phantoms import make_phantom

@@ -6,6 +6,7 @@ import json
 import os
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from training.config import STAGES, ModelConfig, RunConfig
 from training.datasets import copies_of, dataset_name, read_cases, read_folds
 from training.folds import check_no_leak, splits_of
 from training.planning import CONFIGURATION, set_nnunet_folders
+
+if TYPE_CHECKING:
+    from training.trainers import RegionTrainer
 
 
 def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
@@ -69,7 +73,9 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
     return inverse_frequency(voxels)
 
 
-def train(config: RunConfig, work: Path, stage: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0) -> Path:
+def train(
+    config: RunConfig, work: Path, stage: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
+) -> Path:
     """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
 
     The second stage starts from the first stage's network of the same model and fold, and refuses other plans.
@@ -80,12 +86,13 @@ def train(config: RunConfig, work: Path, stage: str, model_name: str, fold: int,
     if finished.is_file():
         return finished
     set_nnunet_folders(work)
-    os.environ["nnUNet_n_proc_DA"] = "0" if threads == 1 else os.environ.get("nnUNet_n_proc_DA", "0")
+    # nnU-Net reads its own spelling.
+    os.environ.setdefault("nnUNet_n_proc_DA", "0")
     os.environ.setdefault("nnUNet_compile", "False")
     if threads:
         torch.set_num_threads(threads)
     model = config.model(model_name)
-    trainer = _make_trainer(config, work, stage, model, fold, device)
+    trainer = _make_trainer(config, work, stage, model, fold, device=device)
     latest = finished.with_name("checkpoint_latest.pth")
     if latest.is_file():
         trainer.load_checkpoint(str(latest))
@@ -101,7 +108,9 @@ def train(config: RunConfig, work: Path, stage: str, model_name: str, fold: int,
     return finished
 
 
-def _make_trainer(config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, device: str) -> object:
+def _make_trainer(
+    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str
+) -> RegionTrainer:
     import torch
 
     from training.trainers import trainer_class

@@ -1,4 +1,4 @@
-"""Plans: nnU-Net's own planner on the first stage's data, then what the configuration replaces; carried to the second."""
+"""Plans: nnU-Net's planner on the first stage's data, then what the configuration replaces; both stages share them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,10 @@ def set_nnunet_folders(work: Path) -> None:
 
 def plan(config: RunConfig, work: Path) -> None:
     """Fingerprint and plan the first stage's data; write `plans/<model>.json` for every model."""
-    from nnunetv2.experiment_planning.plan_and_preprocess_api import extract_fingerprint_dataset, plan_experiment_dataset
+    from nnunetv2.experiment_planning.plan_and_preprocess_api import (
+        extract_fingerprint_dataset,
+        plan_experiment_dataset,
+    )
 
     set_nnunet_folders(work)
     number = DATASET_IDS["pretraining"]
@@ -100,4 +103,6 @@ def preprocess(model: ModelConfig, stage: str, work: Path) -> None:
     if stage != "pretraining":
         shutil.copyfile(first, folder / first.name)
     shutil.copyfile(work / "nnunet" / "raw" / dataset_name(stage) / "dataset.json", folder / "dataset.json")
-    preprocess_dataset(DATASET_IDS[stage], plans_identifier=model.name, configurations=(CONFIGURATION,), num_processes=(2,))
+    preprocess_dataset(
+        DATASET_IDS[stage], plans_identifier=model.name, configurations=(CONFIGURATION,), num_processes=(2,)
+    )

@@ -18,6 +18,7 @@ from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -43,8 +44,8 @@ STRONG = {
 class RegionLoss(nn.Module):
     """Soft Dice plus binary cross-entropy of region heads, each region with its weight.
 
-    With equal weights this is nnU-Net's `DC_and_BCE_loss` for regions (smooth 1e-5, per sample). Weighted, both terms are
-    means over regions with the given weights.
+    With equal weights this is nnU-Net's `DC_and_BCE_loss` for regions (smooth 1e-5, per sample). Both terms are means
+    over regions with the given weights.
     """
 
     def __init__(self, weights: Sequence[float]) -> None:
@@ -65,7 +66,7 @@ class RegionLoss(nn.Module):
 
 
 class WarmupPolynomial:
-    """Learning rate base·(1 - epoch / epochs)^0.9 (nnU-Net's), after a linear rise over the first epochs if asked for."""
+    """Learning rate base·(1 - epoch / epochs)^0.9 (nnU-Net's), after a linear rise where one is asked for."""
 
     def __init__(self, optimiser: torch.optim.Optimizer, base: float, epochs: int, warmup: int) -> None:
         self.optimiser, self.base, self.epochs, self.warmup = optimiser, base, epochs, warmup
@@ -93,15 +94,16 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
     @staticmethod
     def build_network_architecture(  # noqa: D102
         plans_manager: object,  # noqa: ARG004
-        configuration_manager: object,
+        configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        architecture = configuration_manager.configuration["architecture"]  # type: ignore[attr-defined]
-        return build_network(
+        architecture = configuration_manager.configuration["architecture"]
+        network: nn.Module = build_network(
             architecture, num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision
         )
+        return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolynomial]:  # noqa: D102
         settings = self.stage.optimiser
@@ -126,7 +128,8 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         scales = len(self._get_deep_supervision_scales())
         weights = np.array([1 / 2**scale for scale in range(scales)])
         weights[-1] = 0  # nnU-Net leaves the coarsest output out
-        return DeepSupervisionWrapper(RegionLoss(self.region_weights), weights / weights.sum())
+        loss: nn.Module = DeepSupervisionWrapper(RegionLoss(self.region_weights), weights / weights.sum())
+        return loss
 
     def get_training_transforms(self, *arguments: object, **keywords: object) -> ComposeTransforms:  # noqa: D102
         transforms = nnUNetTrainer.get_training_transforms(*arguments, **keywords)

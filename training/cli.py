@@ -1,0 +1,160 @@
+"""`python -m training`: one subcommand per step of the pipeline, and the evaluation of what comes out."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from inference.errors import ExitStatus, GliomaError
+from training.config import STAGES, RunConfig, load_config
+from training.evaluation import compare, evaluate
+
+log = logging.getLogger("training")
+
+
+def cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+    """List the cases of every source."""
+    from training.datasets import list_cases, write_cases
+
+    write_cases(list_cases(config), work / "cases.json")
+
+
+def folds(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+    """Describe the reference tumours, cluster them and deal the cases into folds."""
+    from training.stratify import stratify
+
+    stratify(config, work)
+
+
+def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Write one stage's cases as nnU-Net's raw data set."""
+    from training.datasets import read_cases, write_dataset
+
+    write_dataset(config, arguments.stage, read_cases(work / "cases.json"), work / "nnunet" / "raw")
+
+
+def plan(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+    """Plan every model on the first stage's data."""
+    from training import planning
+
+    planning.plan(config, work)
+
+
+def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Preprocess one stage's data for one model."""
+    from training import planning
+
+    planning.preprocess(config.model(arguments.model), arguments.stage, work)
+
+
+def splits(_: RunConfig, work: Path, __: argparse.Namespace) -> None:
+    """Write nnU-Net's splits of both stages and check that nothing leaks."""
+    from training.fitting import write_splits
+
+    write_splits(work)
+
+
+def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Train one network, or go on with it."""
+    from training import fitting
+
+    fitting.train(
+        config,
+        work,
+        arguments.stage,
+        arguments.model,
+        arguments.fold,
+        device=arguments.device,
+        threads=arguments.threads,
+    )
+
+
+def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Predict the cases of one fold with the network that has not seen them."""
+    from training.crossval import predict_fold
+
+    predict_fold(config, work, arguments.model, arguments.fold)
+
+
+def tune(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+    """Choose ensemble weights, subtypes and thresholds out of fold."""
+    from training import tuning
+
+    tuning.tune(config, work)
+
+
+def freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Freeze the run as a bundle."""
+    from training import freezing
+
+    freezing.freeze(config, work, arguments.bundle or work / "bundle", revision=arguments.revision)
+
+
+STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tuple[str, ...]]] = {
+    "cases": (cases, ()),
+    "folds": (folds, ()),
+    "dataset": (dataset, ("stage",)),
+    "plan": (plan, ()),
+    "preprocess": (preprocess, ("stage", "model")),
+    "splits": (splits, ()),
+    "train": (train, ("stage", "model", "fold", "device", "threads")),
+    "predict": (predict, ("model", "fold")),
+    "tune": (tune, ()),
+    "freeze": (freeze, ("bundle", "revision")),
+}
+"""The steps in their order, and the arguments that each takes beside the configuration and the folder."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All subcommands and their arguments."""
+    parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (step, extra) in STEPS.items():
+        command = commands.add_parser(name, help=step.__doc__, description=step.__doc__)
+        command.add_argument("--config", type=Path, required=True, help="YAML file that describes the run")
+        command.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
+        for argument in extra:
+            _add_extra(command, argument)
+    for module in (evaluate, compare):
+        name = module.__name__.rpartition(".")[2]
+        help_text = (module.__doc__ or "").partition("\n")[0]
+        module.add_arguments(commands.add_parser(name, help=help_text, description=help_text))
+    return parser
+
+
+def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
+    if argument == "stage":
+        command.add_argument("--stage", choices=STAGES, required=True)
+    elif argument == "model":
+        command.add_argument("--model", required=True, help="name of the model in the configuration")
+    elif argument == "fold":
+        command.add_argument("--fold", type=int, required=True, help="number of the fold, from 0")
+    elif argument == "device":
+        command.add_argument("--device", default="auto", help="auto, cpu or cuda")
+    elif argument == "threads":
+        command.add_argument("--threads", type=int, default=0, help="threads of a CPU; 0 leaves the choice to torch")
+    elif argument == "bundle":
+        command.add_argument("--bundle", type=Path, help="folder to write (default: bundle in the work folder)")
+    else:
+        command.add_argument("--revision", default="unknown", help="revision of the code, for the provenance")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand and return the exit status: 0, or 2 with one line that says what is wrong."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    parsed = build_parser().parse_args(arguments)
+    try:
+        if parsed.command == "evaluate":
+            return evaluate.run(parsed)
+        if parsed.command == "compare":
+            return compare.run(parsed)
+        config = load_config(parsed.config)
+        parsed.work.mkdir(parents=True, exist_ok=True)
+        STEPS[parsed.command][0](config, parsed.work, parsed)
+    except GliomaError as error:
+        log.error("error: %s", error)
+        return ExitStatus.NOTHING_ATTEMPTED
+    return ExitStatus.OK

@@ -1,0 +1,126 @@
+"""Out-of-fold predictions: every real case, in every form that is scored, by the networks that have not seen it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import UsageError
+from inference.predict.engines import Profile, open_engine
+from inference.predict.ensemble import predict
+from training.config import RunConfig
+from training.datasets import copy_name, load_case, read_cases, read_folds
+from training.fitting import checkpoint_path
+from training.planning import CONFIGURATION
+from training.stratify import SPACING
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """One trained network, as prediction wants its models: a model of a single fold."""
+
+    name: str
+    """Name of the model."""
+    plans: Mapping[str, object]
+    """Its plans."""
+    fold: int
+    """Its fold."""
+    checkpoint: Path
+    """nnU-Net's checkpoint."""
+    half_precision: bool
+    """Whether the bundle stores its weights as float16; then they are rounded here too, and what is measured ships."""
+    heads: str = "regions"
+    """Region sigmoids."""
+    format: str = "safetensors"
+    """Tensors, not an OpenVINO graph."""
+    weight: float = 1.0
+    """The only model."""
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The plans' architecture section."""
+        configurations = self.plans["configurations"]
+        assert isinstance(configurations, dict)
+        architecture: Mapping[str, object] = configurations[CONFIGURATION]["architecture"]
+        return architecture
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The one fold."""
+        return (self.fold,)
+
+    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
+        """Its weights by state-dict name."""
+        assert fold == self.fold
+        stored = stored_weights(self.checkpoint, self.plans, half_precision=self.half_precision)
+        return {name: array.astype(np.float32) for name, array in stored.items()}
+
+    def network_file(self, fold: int) -> Path:
+        """Its checkpoint."""
+        assert fold == self.fold
+        return self.checkpoint
+
+
+@dataclass(frozen=True)
+class SingleModel:
+    """What prediction takes for a bundle."""
+
+    models: tuple[TrainedNetwork, ...]
+    """One network."""
+
+
+def stored_weights(
+    checkpoint: Path, plans: Mapping[str, object], *, half_precision: bool
+) -> dict[str, NDArray[np.float16] | NDArray[np.float32]]:
+    """A checkpoint's weights as a bundle stores them: without the heads of deep supervision, which inference lacks."""
+    import torch
+
+    from inference.labels import REGIONS, SEQUENCES
+    from inference.predict.networks import build_network
+
+    configurations = plans["configurations"]
+    assert isinstance(configurations, dict)
+    with torch.device("meta"):
+        network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), len(REGIONS))
+    weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    kind = torch.float16 if half_precision else torch.float32
+    return {name: weights[name].to(kind).contiguous().numpy() for name in network.state_dict()}
+
+
+def trained_network(config: RunConfig, work: Path, model: str, fold: int) -> TrainedNetwork:
+    """The fine-tuned network of one model and fold."""
+    plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
+    checkpoint = checkpoint_path(config, work, "finetuning", model, fold)
+    if not checkpoint.is_file():
+        raise UsageError(f"{model} fold {fold} has not finished its fine-tuning: {checkpoint} is missing")
+    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision)
+
+
+def prediction_path(work: Path, model: str, copy: str) -> Path:
+    """Where one out-of-fold prediction is kept."""
+    return work / "out_of_fold" / model / f"{copy}.npz"
+
+
+def predict_fold(config: RunConfig, work: Path, model: str, fold: int) -> None:
+    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
+    network = SingleModel((trained_network(config, work, model, fold),))
+    engine = open_engine("torch", "auto")
+    folds = read_folds(work / "folds.json")
+    for entry in read_cases(work / "cases.json"):
+        if folds.get(entry.id) != fold:
+            continue
+        for form in config.tuning.forms:
+            target = prediction_path(work, model, copy_name(entry.id, form))
+            if target.is_file():
+                continue
+            data, _ = load_case(entry, config, form)
+            regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial.npz")
+            np.savez_compressed(partial, probabilities=regions.array.astype(np.float16))
+            partial.rename(target)

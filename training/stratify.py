@@ -1,0 +1,83 @@
+"""Strata and folds: features of the reference tumours, their subtypes, and the one case → fold map."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.store import read_tensors
+from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_json
+from inference.errors import UsageError
+from inference.labels import region_mask
+from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
+from inference.refine.subtypes import subtype_tables
+from training.config import RunConfig
+from training.datasets import CaseEntry, load_case, read_cases
+from training.folds import stratified_folds
+from training.subtyping import fit_subtypes
+
+SPACING = (1.0, 1.0, 1.0)
+"""Voxel edges (X, Y, Z) in mm of the training data, which are BraTS's."""
+
+
+def extraction_settings(config: RunConfig) -> ExtractionSettings:
+    """The preset that the configuration names."""
+    if config.subtypes.extraction not in PRESETS:
+        raise UsageError(f"extraction {config.subtypes.extraction!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[config.subtypes.extraction]
+
+
+def reference_features(config: RunConfig, entries: list[CaseEntry]) -> dict[str, NDArray[np.float64]]:
+    """Features (386,) of every case's reference tumour; UsageError names one that cannot be described."""
+    settings = extraction_settings(config)
+    found = {}
+    for entry in entries:
+        data, labels = load_case(entry, config)
+        features = extract_features(data, region_mask(labels, "WT"), SPACING, settings)
+        if isinstance(features, NoFeatures):
+            raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
+        found[entry.id] = features.values
+    return found
+
+
+def stratify(config: RunConfig, work: Path) -> None:
+    """Write `folds.json`, and `fold_subtypes.*`, the model that made the strata. Phantoms belong to no fold."""
+    entries = [entry for entry in read_cases(work / "cases.json") if not entry.synthetic]
+    features = reference_features(config, entries)
+    fit = fit_subtypes(
+        np.stack(list(features.values())),
+        extraction_settings(config),
+        scaling=config.subtypes.scaling,
+        variance=config.subtypes.variance,
+        cluster_counts=config.subtypes.clusters,
+        seed=config.seed,
+    )
+    clusters = dict(zip(features, fit.clusters, strict=True))
+    patients = {entry.id: entry.patient for entry in entries}
+    folds = stratified_folds(clusters, patients, config.folds, config.seed)
+    content = {
+        "folds": folds,
+        "clusters": clusters,
+        "patients": patients,
+        "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
+    }
+    save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
+    (work / "folds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def save_subtypes(tables: SubtypeTables, path: Path) -> None:
+    """Write a subtype model as `path` (JSON) and the arrays beside it (safetensors), as bundles store it."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tables.arrays.items()}
+    save_file(arrays, path.with_suffix(".safetensors"))
+    path.write_text(json.dumps(subtypes_to_json(tables), indent=1) + "\n", encoding="utf-8")
+
+
+def load_subtypes(path: Path) -> SubtypeTables:
+    """The subtype model that :func:`save_subtypes` wrote."""
+    arrays = read_tensors(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").name)
+    return parse_subtypes(json.loads(path.read_text(encoding="utf-8")), arrays, path.name)
