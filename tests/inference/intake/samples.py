@@ -21,9 +21,9 @@ Edit = Callable[[Header], None]
 
 def brain(seed: int, shape: tuple[int, ...] = SHAPE, dtype: str = "int16") -> NDArray[np.generic]:
     """Noise within an ellipsoid, exactly 0 outside."""
-    grid = np.meshgrid(*(np.linspace(-1, 1, n) for n in shape[:3]), indexing="ij")
+    grid = np.ix_(*(np.linspace(-1, 1, n) for n in shape[:3]))
     inside = sum(axis**2 for axis in grid) < 0.8
-    values = np.random.default_rng(seed).integers(100, 200, shape[:3])
+    values = np.random.default_rng(seed).integers(100, 200, shape[:3], dtype=np.uint8)
     return np.where(inside, values, 0).astype(dtype).reshape(shape)
 
 

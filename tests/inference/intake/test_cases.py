@@ -158,7 +158,7 @@ def check_tree(tree: list[tuple[str, str]]) -> None:
         shutil.rmtree(folder)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(TREES)
 def test_any_names_give_cases_or_named_errors(tree):
     check_tree(tree)

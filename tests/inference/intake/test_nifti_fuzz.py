@@ -126,7 +126,7 @@ def check_file(contents: bytes) -> None:
             assert labels.max() <= 3
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(FILES)
 def test_any_file_is_read_or_refused_by_name(file):
     check_file(dressed(*file))
