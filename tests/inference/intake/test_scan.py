@@ -12,7 +12,7 @@ import pytest
 from inference.errors import CaseError
 from inference.intake.cases import Case, find_cases
 from inference.intake.geometry import atlas_geometry, geometry_on
-from inference.intake.scan import any_geometry, read_labels, read_scan, write_fractions, write_labels
+from inference.intake.scan import any_geometry, read_labels, read_scan, read_stamp, write_fractions, write_labels
 from inference.labels import SEQUENCES
 from tests.inference.intake.samples import LPS, Header, brain, header_for, nifti, put, put_case
 
@@ -266,3 +266,20 @@ def test_a_real_case_reads_as_nibabel_reads_it_without_a_word(shared_folder):
     assert scan.warnings == ()
     image = nib.as_closest_canonical(nib.load(case.paths["t2w"]))
     np.testing.assert_array_equal(scan.data[2], np.asarray(image.dataobj, np.float32))
+
+
+def test_a_stamp_comes_back_and_changes_nothing_else(tmp_path):
+    geometry = geometry_on((8, 9, 10), LPS)
+    labels = np.random.default_rng(0).integers(0, 4, (8, 9, 10), np.uint8)
+    write_labels(labels, geometry, tmp_path / "a.nii.gz", stamp="embedded 1.0, fast")
+    assert read_stamp(tmp_path / "a.nii.gz") == "embedded 1.0, fast"
+    read, found = read_labels(tmp_path / "a.nii.gz")
+    np.testing.assert_array_equal(read, labels)
+    assert found.same_as(geometry)
+
+
+def test_bytes_that_are_no_text_are_still_read(tmp_path):
+    def spoil(header: Header) -> None:
+        header["descrip"] = b"\xff\xfe\x80"
+
+    assert set(read_stamp(put(tmp_path / "a.nii.gz", nifti(brain(0), edit=spoil)))) == {"\ufffd"}
