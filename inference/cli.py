@@ -103,7 +103,13 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     if arguments.report:
         prepare_folder(arguments.report)
     recorder = RecordFile(arguments.record)
-    system = open_system(arguments.bundle, profile=arguments.profile, engine=arguments.engine, device=arguments.device)
+    system = open_system(
+        arguments.bundle,
+        profile=arguments.profile,
+        engine=arguments.engine,
+        device=arguments.device,
+        threads=threads,
+    )
     recorder.begin(_describe_run(arguments, words, system, threads, time.perf_counter() - begin))
     _preflight(machine, system, threads)
     into = Destination(arguments.output_path, arguments.report)

@@ -52,14 +52,16 @@ class System:
         return f"{self.bundle.digest[:16]} {self.profile.value} {self.bundle.manifest.name}"[:79]
 
 
-def open_system(bundle: Path, *, profile: str = "auto", engine: str = "auto", device: str = "auto") -> System:
+def open_system(
+    bundle: Path, *, profile: str = "auto", engine: str = "auto", device: str = "auto", threads: int | None = None
+) -> System:
     """Verify a bundle and make its networks ready, every file and every tensor checked.
 
     Raises BundleError, or UsageError and DeviceError for an engine or device that cannot be had.
     """
     loaded = load_bundle(bundle)
     subtypes = subtype_model(loaded.subtypes) if loaded.subtypes else None
-    runner = open_engine(engine, device)
+    runner = open_engine(engine, device, threads=threads)
     for model in loaded.models:
         runner.load(model)
     return System(loaded, runner, choose_profile(profile, runner), subtypes)

@@ -55,13 +55,14 @@ class Segmenter:
         profile: Profile = "auto",
         engine: EngineChoice = "auto",
         device: str = "auto",
+        threads: int | None = None,
     ) -> Segmenter:
         """Verify and load the bundle in a folder.
 
         `profile`: paper (tiles and mirroring) or fast; auto is paper on a GPU and fast on a CPU. `device`: auto, cpu,
         cuda or cuda:N. Raises BundleError or DeviceError.
         """
-        return cls(open_system(Path(bundle), profile=profile, engine=engine, device=device))
+        return cls(open_system(Path(bundle), profile=profile, engine=engine, device=device, threads=threads))
 
     def segment(
         self, *, t1n: SequenceLike, t1c: SequenceLike, t2w: SequenceLike, t2f: SequenceLike, case: str = "case"

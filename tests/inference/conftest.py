@@ -46,3 +46,14 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         entry = ModelEntry(name, family, "regions", "safetensors", FOLDS, weight)
         models.append(NewModel(entry, plans(architecture), networks))
     return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", describe(tuple(models))).path
+
+
+@pytest.fixture(scope="session")
+def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three small phantoms, P-00001-000 to P-00003-000, stored in three orientations; read-only by convention."""
+    from training.phantoms import make_phantom, write_phantom
+
+    folder = tmp_path_factory.mktemp("phantoms")
+    for seed, orientation in enumerate(("RAS", "LPS", "PIR"), 1):
+        write_phantom(folder, f"P-{seed:05d}-000", make_phantom(seed, (32, 40, 32)), orientation)
+    return folder

@@ -1,0 +1,93 @@
+"""Standard error, as callers have it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import logging
+import os
+import struct
+import sys
+import termios
+import time
+
+import pytest
+
+from inference.console import Console
+from inference.report.record import CaseRecord
+
+log = logging.getLogger("inference.test")
+
+
+def test_a_pipe_that_nobody_reads_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    monkeypatch.setattr("inference.console._PATIENCE_SECONDS", 0.01)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        begin = time.monotonic()
+        with Console.attached():
+            for _ in range(300):
+                log.info("x" * 1000)
+        assert time.monotonic() - begin < 20
+        os.set_blocking(reader, False)
+        assert os.read(reader, 1001) == b"x" * 1000 + b"\n"
+    os.close(reader)
+
+
+def test_a_closed_pipe_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Console.attached():
+            log.info("into the void")
+        monkeypatch.undo()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+def test_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console.attached() as console:
+        console.case_done(CaseRecord("A", "ok", seconds={"read": 1, "predict": 2}, volumes_ml={"WT": 1.25}))
+        console.case_done(
+            CaseRecord("B", "repaired", repairs=("t1n: x",), warnings=("odd\nthing",), volumes_ml={"WT": 2.0})
+        )
+        console.case_done(CaseRecord("C", "failed", error="missing t1c"))
+        console.case_done(CaseRecord("D", "empty", error="missing t1n"))
+        console.case_done(CaseRecord("E", "ok", resumed=True, volumes_ml={"WT": 0.0}))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "A: 3.0 s, WT 1.2 mL"
+    assert lines[1] == "B: 0.0 s, WT 2.0 mL; repaired: t1n: x; warning: odd thing"
+    assert lines[2] == "C: failed: missing t1c"
+    assert "D: FAILED, AN EMPTY FILE" in lines[3]
+    assert lines[4] == "E: already there, WT 0.0 mL"
+    assert len(lines) == 5
+
+
+def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
+    with os.fdopen(follower, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Console.attached() as console, console.progress(2) as advance:
+            assert advance is not None
+            advance(1, 3)
+            console.case_done(CaseRecord("A", "ok", volumes_ml={"WT": 1.0}))
+            console.case_done(CaseRecord("B", "failed", error="x"))
+        stream.flush()
+        os.set_blocking(leader, False)
+        shown = ""
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                shown += os.read(leader, 100_000).decode()
+    os.close(leader)
+    assert "100%" in shown
+    assert "2.0/2 cases" in shown
+    assert "B: failed: x" in shown
+
+
+def test_the_log_is_left_as_it_was() -> None:
+    logger = logging.getLogger("inference")
+    before = (logger.level, logger.propagate, list(logger.handlers))
+    with Console.attached():
+        assert not logger.propagate
+    assert (logger.level, logger.propagate, list(logger.handlers)) == before

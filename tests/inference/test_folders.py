@@ -1,0 +1,94 @@
+"""Folders looked at before a run, and its record kept up to date."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from inference import folders
+from inference.errors import FolderError
+from inference.folders import RecordFile, prepare_folder
+from inference.pipeline import FolderOutcome
+from inference.report.record import BundleIdentity, CaseRecord, RunRecord
+
+RUN = RunRecord(
+    (), BundleIdentity("b", "1", "0"), "fast", "torch", "cpu", 1, "skip", {}, "2025-01-01T00:00:00+00:00", 0.5
+)
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    prepare_folder(tmp_path / "a" / "b")
+
+
+def test_what_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FolderError, match="it is a file"):
+        prepare_folder(tmp_path / "file")
+    with pytest.raises(FolderError, match="cannot be created"):
+        prepare_folder(tmp_path / "file" / "below")
+    with pytest.raises(FolderError, match="cannot be created"):
+        prepare_folder(Path("/proc/nowhere"))
+
+    def read_only(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(FolderError, match="Read-only file system"):
+        prepare_folder(tmp_path)
+
+
+def test_a_file_system_without_unnamed_files_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "open", unsupported)
+    prepare_folder(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(FolderError, match="cannot be written to"):
+        prepare_folder(tmp_path)
+
+
+def test_the_record_is_whole_after_every_case(tmp_path: Path) -> None:
+    path = tmp_path / "made" / "record.json"
+    record = RecordFile(path)
+    record.begin(RUN)
+    assert json.loads(path.read_bytes())["cases"] == []
+    record.add(CaseRecord("B", "ok"))
+    assert [case["id"] for case in json.loads(path.read_bytes())["cases"]] == ["B"]
+    assert json.loads(path.read_bytes())["run"]["exit_status"] is None
+    record.end(FolderOutcome((CaseRecord("A", "failed"), CaseRecord("B", "ok")), "SIGTERM"), 1, 2.0)
+    value = json.loads(path.read_bytes())
+    assert [case["id"] for case in value["cases"]] == ["A", "B"]
+    assert (value["run"]["interrupted"], value["run"]["exit_status"], value["run"]["seconds"]) == ("SIGTERM", 1, 2.0)
+    assert [entry.name for entry in path.parent.iterdir()] == ["record.json"]
+
+
+def test_no_record_is_written_unless_asked_for() -> None:
+    record = RecordFile(None)
+    record.begin(RUN)
+    record.add(CaseRecord("B", "ok"))
+    record.end(FolderOutcome((), None), 0, 1.0)
+
+
+def test_a_record_that_cannot_be_written_is_refused_first_and_no_reason_to_stop_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(FolderError, match="it is a folder"):
+        RecordFile(tmp_path)
+    record = RecordFile(tmp_path / "record.json")
+    record.begin(RUN)
+
+    def full(*_: object) -> None:
+        raise FolderError("no space")
+
+    monkeypatch.setattr(folders, "write_whole", full)
+    record.add(CaseRecord("B", "ok"))
+    assert "no space" in caplog.text
+    with pytest.raises(FolderError):
+        record.begin(RUN)

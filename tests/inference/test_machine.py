@@ -1,0 +1,66 @@
+"""Cores and memory that a container leaves us."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from inference.machine import available_memory, available_threads, look_around
+
+MEMINFO = "MemTotal:       16384000 kB\nMemFree:  1 kB\n"
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 8),
+        ({"cpu.max": "max 100000\n"}, 8),
+        ({"cpu.max": "200000 100000\n"}, 2),
+        ({"cpu.max": "50000 100000\n"}, 1),
+        ({"cpu.max": "9900000 100000\n"}, 8),
+        ({"cpu.max": "nonsense"}, 8),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 8),
+    ],
+)
+def test_threads_are_the_affinity_or_the_quota(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    write(tmp_path, files)
+    assert available_threads(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 16384000 * 1024),
+        ({"memory.max": "max"}, 16384000 * 1024),
+        ({"memory.max": "1073741824"}, 2**30),
+        ({"memory/memory.limit_in_bytes": "9223372036854771712"}, 16384000 * 1024),
+        ({"memory/memory.limit_in_bytes": "2147483648"}, 2**31),
+    ],
+)
+def test_memory_is_the_machines_or_the_limit(tmp_path: Path, files: dict[str, str], expected: int) -> None:
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    write(tmp_path / "cgroup", files)
+    assert available_memory(tmp_path / "cgroup", tmp_path / "meminfo") == expected
+
+
+def test_memory_may_be_unknown(tmp_path: Path) -> None:
+    assert available_memory(tmp_path, tmp_path / "nothing") is None
+
+
+def test_this_machine_has_what_the_project_needs() -> None:
+    machine = look_around()
+    assert machine.threads >= 1
+    assert "numpy" in machine.libraries
+
+
+def write(folder: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)

@@ -1,0 +1,371 @@
+"""A case's walk, and folders of cases: overlap, isolation, resuming, interruption."""
+
+from __future__ import annotations
+
+import errno
+import gzip
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from inference import pipeline
+from inference.errors import BundleError
+from inference.intake.cases import Case, find_cases
+from inference.intake.scan import read_stamp
+from inference.pipeline import (
+    Destination,
+    FolderOutcome,
+    FolderSettings,
+    System,
+    open_system,
+    segment_case,
+    segment_folder,
+    shard_of,
+    walk_to_end,
+)
+from inference.report.record import CaseRecord
+from training.phantoms import make_phantom, write_phantom
+
+IDS = ["P-00001-000", "P-00002-000", "P-00003-000"]
+
+
+@pytest.fixture(scope="module")
+def system(tiny_bundle: Path) -> System:
+    return open_system(tiny_bundle, engine="torch", device="cpu")
+
+
+@pytest.fixture
+def cases(phantom_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the phantoms that a test may spoil."""
+    return Path(shutil.copytree(phantom_folder, tmp_path / "cases"))
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "output"
+    folder.mkdir()
+    return folder
+
+
+def run(cases: Path, output: Path, system: System, **settings: object) -> tuple[FolderOutcome, list[CaseRecord]]:
+    told: list[CaseRecord] = []
+    chosen = FolderSettings(**({"into": Destination(output), "on_error": "skip"} | settings))  # type: ignore[arg-type]
+    return segment_folder(find_cases(cases), system, chosen, told.append), told
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def canonical(path: Path) -> np.ndarray:
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+
+
+def test_every_case_becomes_one_label_map_where_its_t1n_lies(cases: Path, output: Path, system: System) -> None:
+    outcome, told = run(cases, output, system)
+    assert [case.id for case in outcome.cases] == IDS == [case.id for case in told]
+    assert outcome.interrupted is None
+    assert names(output) == [f"{case}.nii.gz" for case in IDS]
+    for case in outcome.cases:
+        assert case.status == "ok", case.error
+        image, t1n = (nib.load(path) for path in (case.output, cases / case.id / f"{case.id}-t1n.nii.gz"))
+        assert image.shape == t1n.shape
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        for form in ("qform", "sform"):
+            assert image.header[f"{form}_code"] == t1n.header[f"{form}_code"]
+        labels = np.asarray(image.dataobj)
+        assert set(np.unique(labels)) <= {0, 1, 2, 3}
+        assert case.volumes_ml is not None
+        assert case.volumes_ml["WT"] == pytest.approx(np.count_nonzero(labels) / 1000)
+        assert set(case.seconds) == {"read", "predict", "refine", "write", "draw"}
+        assert read_stamp(Path(str(case.output))) == system.stamp
+
+
+def test_the_orientation_on_disk_does_not_change_the_result(output: Path, tmp_path: Path, system: System) -> None:
+    phantom = make_phantom(5, (32, 36, 40))
+    for orientation in ("RAS", "LPI", "ASR"):
+        write_phantom(tmp_path / "cases", orientation, phantom, orientation)
+    run(tmp_path / "cases", output, system)
+    first, *others = (canonical(output / f"{orientation}.nii.gz") for orientation in ("RAS", "LPI", "ASR"))
+    assert first.any()
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_sequences_are_told_apart(cases: Path, output: Path, system: System) -> None:
+    paths = find_cases(cases).cases[0].paths
+    swapped = paths | {"t1c": paths["t2f"], "t2f": paths["t1c"]}
+    for name, files in (("right", paths), ("swapped", swapped)):
+        walk_to_end(segment_case(Case(name, files), system, Destination(output)))
+    assert (canonical(output / "right.nii.gz") != canonical(output / "swapped.nii.gz")).any()
+
+
+def spoil(cases: Path) -> None:
+    """The first case truncated, the second without its t1c."""
+    truncate(cases / IDS[0] / f"{IDS[0]}-t2w.nii.gz")
+    (cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz").unlink()
+
+
+def test_a_failed_case_is_named_and_the_others_go_on(cases: Path, output: Path, system: System) -> None:
+    spoil(cases)
+    outcome, _ = run(cases, output, system)
+    assert [case.status for case in outcome.cases] == ["failed", "failed", "ok"]
+    assert "t2w.nii.gz" in str(outcome.cases[0].error)
+    assert "missing t1c" in str(outcome.cases[1].error)
+    assert not str(outcome.cases[1].error).startswith(IDS[1])
+    assert names(output) == [f"{IDS[2]}.nii.gz"]
+
+
+def test_failed_cases_get_an_empty_file_where_that_is_wanted(cases: Path, output: Path, system: System) -> None:
+    spoil(cases)
+    outcome, _ = run(cases, output, system, on_error="empty")
+    assert [case.status for case in outcome.cases] == ["empty", "empty", "ok"]
+    assert "missing t1c" in str(outcome.cases[1].error)
+    assert all(case.written for case in outcome.cases)
+    for case in IDS[:2]:
+        image, t1n = nib.load(output / f"{case}.nii.gz"), nib.load(cases / case / f"{case}-t1n.nii.gz")
+        assert not np.asarray(image.dataobj).any()
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        assert image.shape == t1n.shape
+
+
+def test_a_case_without_one_readable_header_gets_an_empty_file_too(cases: Path, output: Path, system: System) -> None:
+    for path in (cases / IDS[0]).iterdir():
+        path.write_bytes(b"nothing")
+    outcome, _ = run(cases, output, system, on_error="empty")
+    assert outcome.cases[0].status == "empty"
+    assert nib.load(output / f"{IDS[0]}.nii.gz").shape == (240, 240, 155)
+
+
+def test_the_first_failure_ends_the_run_where_that_is_wanted(cases: Path, output: Path, system: System) -> None:
+    truncate(cases / IDS[1] / f"{IDS[1]}-t1n.nii.gz")
+    outcome, told = run(cases, output, system, on_error="stop")
+    assert [case.status for case in outcome.cases] == ["ok", "failed", "failed"]
+    assert outcome.interrupted == f"the failure of {IDS[1]}"
+    assert "dropped after" in str(outcome.cases[2].error)
+    assert [case.id for case in told] == IDS[:2]
+    assert names(output) == [f"{IDS[0]}.nii.gz"]
+
+
+def raises(error: BaseException) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        ("predict", MemoryError(), "out of memory"),
+        ("predict", BundleError("network does not fit"), "network does not fit"),
+        ("write_labels", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out"), "/out: No space left on device"),
+        ("refine", ValueError("no\nsuch thing"), "unexpected ValueError: no such thing"),
+        ("read_scan", RecursionError("deep"), "unexpected RecursionError: deep"),
+    ],
+)
+def test_whatever_fails_is_the_cases_own_and_one_line(
+    cases: Path, system: System, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, Exception, str]
+) -> None:
+    step, error, complaint = failure
+    monkeypatch.setattr(pipeline, step, raises(error))
+    outcome, _ = run(cases, cases.parent, system)
+    assert [case.status for case in outcome.cases] == ["failed"] * 3
+    assert all(complaint in str(case.error) and "\n" not in str(case.error) for case in outcome.cases)
+
+
+def test_an_empty_tumour_is_a_warning(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline, "labels_from_regions", lambda array, _: np.zeros(array.shape[1:], np.uint8))
+    outcome, _ = run(cases, output, system)
+    assert all(pipeline.EMPTY_TUMOUR in case.warnings and case.status == "ok" for case in outcome.cases)
+
+
+def test_resuming_leaves_good_results_alone_and_makes_the_others_again(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = run(cases, output, system)
+    files = {path: path.read_bytes() for path in output.iterdir()}
+    truncate(output / f"{IDS[1]}.nii.gz")
+    again, _ = run(cases, output, system, resume=True)
+    assert [case.resumed for case in again.cases] == [True, False, True]
+    assert {path: path.read_bytes() for path in output.iterdir()} == files
+    assert [case.volumes_ml for case in again.cases] == [case.volumes_ml for case in before.cases]
+    monkeypatch.setattr(pipeline, "predict", raises(AssertionError("predicted again")))
+    third, _ = run(cases, output, system, resume=True)
+    assert all(case.resumed for case in third.cases)
+
+
+def other_geometry(path: Path) -> None:
+    image = nib.load(path)
+    image.header.set_sform(np.diag([2.0, 1, 1, 1]), 1)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def other_bundle(path: Path) -> None:
+    image = nib.load(path)
+    image.header["descrip"] = b"0123456789abcdef fast tiny"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def corrupt_inside(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-4] + bytes(4))
+
+
+def cut_voxels(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-10]))
+
+
+@pytest.mark.parametrize("damage", [other_geometry, other_bundle, corrupt_inside, cut_voxels, Path.unlink])
+def test_resuming_trusts_only_whole_results_of_this_bundle(
+    cases: Path, output: Path, system: System, damage: Callable[[Path], None]
+) -> None:
+    for case in IDS[1:]:
+        shutil.rmtree(cases / case)
+    run(cases, output, system)
+    result = output / f"{IDS[0]}.nii.gz"
+    good = result.read_bytes()
+    damage(result)
+    outcome, _ = run(cases, output, system, resume=True)
+    assert not outcome.cases[0].resumed
+    assert result.read_bytes() == good
+
+
+def test_resuming_tries_failed_cases_again(cases: Path, output: Path, system: System) -> None:
+    t1c = cases / IDS[0] / f"{IDS[0]}-t1c.nii.gz"
+    whole = t1c.read_bytes()
+    truncate(t1c)
+    assert run(cases, output, system, on_error="empty")[0].cases[0].status == "empty"
+    t1c.write_bytes(whole)
+    outcome, _ = run(cases, output, system, on_error="empty", resume=True)
+    assert [case.resumed for case in outcome.cases] == [False, True, True]
+    assert canonical(output / f"{IDS[0]}.nii.gz").any()
+
+
+def test_a_signal_drops_the_case_in_hand_and_finishes_the_one_before(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = pipeline.predict, []
+
+    def interrupted(*given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("SIGTERM")
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(pipeline, "predict", interrupted)
+    outcome, told = run(cases, output, system, on_error="empty")
+    assert outcome.interrupted == "SIGTERM"
+    assert [case.status for case in outcome.cases] == ["ok", "failed", "failed"]
+    assert [case.id for case in told] == IDS[:1]
+    assert names(output) == [f"{IDS[0]}.nii.gz"]
+
+
+def test_reading_and_refining_overlap_with_prediction_and_stay_one_ahead(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, predicting, refined = (dict.fromkeys(range(3)) for _ in range(3))
+    for events in (read, predicting, refined):
+        events.update({index: threading.Event() for index in events})
+    real = {name: getattr(pipeline, name) for name in ("read_scan", "predict", "refine")}
+    counts = dict.fromkeys(real, 0)
+    read_by_then = []
+
+    def reading(case: Case) -> object:
+        scan = real["read_scan"](case)
+        read[IDS.index(case.id)].set()
+        return scan
+
+    def predict(*given: object, **named: object) -> object:
+        index = counts["predict"]
+        counts["predict"] += 1
+        predicting[index].set()
+        # The next case is read, and the last is refined, while this one is predicted: else these would wait for ever.
+        assert index == 2 or read[index + 1].wait(60)
+        assert index == 0 or refined[index - 1].wait(60)
+        read_by_then.append(sum(event.is_set() for event in read.values()))
+        return real["predict"](*given, **named)
+
+    def refine(*given: object, **named: object) -> object:
+        index = counts["refine"]
+        counts["refine"] += 1
+        assert index == 2 or predicting[index + 1].wait(60)
+        result = real["refine"](*given, **named)
+        refined[index].set()
+        return result
+
+    for name, fake in (("read_scan", reading), ("predict", predict), ("refine", refine)):
+        monkeypatch.setattr(pipeline, name, fake)
+    outcome, _ = run(cases, output, system)
+    assert [case.error for case in outcome.cases] == [None] * 3
+    assert read_by_then == [2, 3, 3]
+
+
+def test_no_thread_is_left_behind(cases: Path, output: Path, system: System) -> None:
+    run(cases, output, system)
+    before = threading.active_count()
+    run(cases, output, system)
+    assert threading.active_count() == before
+
+
+def test_shards_share_out_every_case_once() -> None:
+    items = list(range(11))
+    for parts in (1, 2, 3, 11, 20):
+        shards = [shard_of(items, (part, parts)) for part in range(1, parts + 1)]
+        assert sorted(item for shard in shards for item in shard) == items
+
+
+def test_a_shard_takes_its_cases_and_no_others(cases: Path, output: Path, system: System) -> None:
+    (cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz").unlink()
+    outcome, _ = run(cases, output, system, shard=(2, 3))
+    assert [(case.id, case.status) for case in outcome.cases] == [(IDS[1], "failed")]
+    assert not list(output.iterdir())
+
+
+def test_pictures_go_to_the_report_and_nowhere_else(cases: Path, output: Path, tmp_path: Path, system: System) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    walk = segment_case(find_cases(cases).cases[0], system, Destination(output, report))
+    assert not walk_to_end(walk).warnings[1:]
+    assert [path.name for path in report.iterdir()] == [f"{IDS[0]}.png"]
+    assert [path.name for path in output.iterdir()] == [f"{IDS[0]}.nii.gz"]
+
+
+def test_a_picture_that_cannot_be_written_is_a_warning(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    walk = segment_case(find_cases(cases).cases[0], system, Destination(output, tmp_path / "nowhere"))
+    record = walk_to_end(walk)
+    assert record.status == "ok"
+    assert any("no picture" in warning for warning in record.warnings)
+
+
+def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from inference.bundle.store import NewModel, load_bundle, write_bundle
+    from tests.inference.tiny import describe
+
+    models = []
+    for model in load_bundle(tiny_bundle).models:
+        networks = {fold: model.tensors(fold) for fold in model.folds}
+        models.append(NewModel(model.entry, model.plans, networks))
+    spoilt = dict(models[1].networks[1])
+    spoilt["stem.weight"] = spoilt["stem.weight"][:1]
+    models[1] = replace(models[1], networks={**models[1].networks, 1: spoilt})
+    bundle = write_bundle(tmp_path / "spoilt", describe(tuple(models)))
+    with pytest.raises(BundleError, match=r"mednext, fold 1: .*stem\.weight"):
+        open_system(bundle.path, engine="torch", device="cpu")
