@@ -59,8 +59,8 @@ def slice_of(volume: NDArray[np.uint8], plane: Plane, index: int) -> NDArray[np.
     Axial: front on top, patient's right at the left. Coronal: head on top, patient's right at the left. Sagittal: head
     on top, front at the left.
     """
-    picture: NDArray[np.uint8] = np.take(volume, index, axis=NORMAL_AXIS[plane])[::-1, ::-1].T
-    return picture
+    # A view: `take` would copy a volume that is not contiguous.
+    return np.moveaxis(volume, NORMAL_AXIS[plane], 0)[index, ::-1, ::-1].T
 
 
 def pixel_size(spacing: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
