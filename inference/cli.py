@@ -124,6 +124,8 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
         outcome = segment_folder(listing, system, settings, tell, advance)
     status = _conclude(outcome)
     recorder.end(outcome, status, time.perf_counter() - begin)
+    if arguments.report:
+        recorder.write_page(arguments.report)
     return status
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 from dataclasses import replace
@@ -66,6 +67,16 @@ class RecordFile:
         )
         self._cases = list(outcome.cases)
         self._write()
+
+    def write_page(self, report: Path) -> None:
+        """Write the page of the run, once it is over, to the folder that holds the pictures of its cases."""
+        from inference.report.page import write_page
+
+        assert self._run is not None
+        try:
+            write_page(json.loads(render_record(self._run, self._cases)), report)
+        except FolderError as error:
+            log.error("warning: no page: %s", error)
 
     def _write(self) -> None:
         if self._path is None or self._run is None:

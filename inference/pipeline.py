@@ -89,7 +89,7 @@ class Destination:
     labels: Path
     """Folder of the label maps, and of nothing else."""
     report: Path | None = None
-    """Folder of the figures."""
+    """Folder of the figures and slices of which the run's page is made."""
 
     def label_map(self, case: str) -> Path:
         """File of the label map of a case."""
@@ -150,10 +150,13 @@ def _draw(scan: Scan, labels: NDArray[np.uint8], record: CaseRecord, report: Pat
     if report is None:
         return record
     from inference.report.figures import CaseDrawing, draw_case
+    from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+    from inference.report.slices import stack_slices, write_slices
 
     try:
         drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, record.warnings)
-        draw_case(drawing, report / f"{scan.case}.png")
+        draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
+        write_slices(stack_slices(scan.data, labels, scan.spacing), report / f"{scan.case}{SLICES_SUFFIX}")
     except (GliomaError, MemoryError) as error:
         return replace(record, warnings=(*record.warnings, f"no picture: {reason(error, scan.case)}"))
     return record

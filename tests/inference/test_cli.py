@@ -154,6 +154,17 @@ def test_no_words_mean_input_to_output_with_the_default_bundle(
     assert seen[0].bundle == tiny_bundle
 
 
+def test_a_report_is_a_page_and_pictures_beside_the_output(cases: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    assert infer(cases, tiny_bundle, "--report", str(tmp_path / "report"), "--shard", "1/3") == 0
+    assert outputs(cases) == [f"{IDS[0]}.nii.gz"]
+    assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        f"{IDS[0]}.png",
+        f"{IDS[0]}.slices.json",
+        "index.html",
+    ]
+    assert IDS[0] in (tmp_path / "report" / "index.html").read_text()
+
+
 def test_resume_and_shards_together_cover_a_folder(
     cases: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

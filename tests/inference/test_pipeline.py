@@ -340,7 +340,7 @@ def test_pictures_go_to_the_report_and_nowhere_else(cases: Path, output: Path, t
     report.mkdir()
     walk = segment_case(find_cases(cases).cases[0], system, Destination(output, report))
     assert not walk_to_end(walk).warnings[1:]
-    assert [path.name for path in report.iterdir()] == [f"{IDS[0]}.png"]
+    assert names(report) == [f"{IDS[0]}.png", f"{IDS[0]}.slices.json"]
     assert [path.name for path in output.iterdir()] == [f"{IDS[0]}.nii.gz"]
 
 
