@@ -44,11 +44,13 @@ _PAINTED: Final = (Label.ED, Label.NCR, Label.ET)
 
 def region_mask(labels: NDArray[np.uint8], region: str) -> NDArray[np.bool_]:
     """Where a label map (any shape) shows `region`, one of :data:`REGIONS`."""
+    inside: NDArray[np.bool_]
     if region == "WT":
-        return np.greater(labels, 0)
-    if region == "ET":
-        return labels == Label.ET
-    inside: NDArray[np.bool_] = np.isin(labels, REGIONS[region])
+        inside = labels != Label.BACKGROUND
+    elif region == "ET":
+        inside = labels == Label.ET
+    else:
+        inside = np.isin(labels, REGIONS[region])
     return inside
 
 
