@@ -9,10 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
+from training import demonstration
 from training.config import STAGES, RunConfig, load_config
 from training.evaluation import compare, evaluate
 
 log = logging.getLogger("training")
+
+SNAKEFILE = Path(__file__).with_name("Snakefile")
+"""The pipeline as a graph."""
 
 
 def cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
@@ -108,6 +112,23 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
 """The steps in their order, and the arguments that each takes beside the configuration and the folder."""
 
 
+TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
+    "evaluate": ("Score predicted label maps by the official definitions.", evaluate.add_arguments, evaluate.run),
+    "compare": ("Compare systems that were scored on the same cases.", compare.add_arguments, compare.run),
+    "phantoms": (
+        "Write synthetic cases with known truth.",
+        demonstration.add_phantoms_arguments,
+        demonstration.run_phantoms,
+    ),
+    "picture": (
+        "Draw a case with predicted and reference regions and the score.",
+        demonstration.add_picture_arguments,
+        demonstration.run_picture,
+    ),
+}
+"""Commands that need no configuration: what they do, their arguments, and themselves."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and their arguments."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
@@ -118,11 +139,29 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
         for argument in extra:
             _add_extra(command, argument)
-    for module in (evaluate, compare):
-        name = module.__name__.rpartition(".")[2]
-        help_text = (module.__doc__ or "").partition("\n")[0]
-        module.add_arguments(commands.add_parser(name, help=help_text, description=help_text))
+    run_all = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
+    run_all.add_argument("--config", type=Path, required=True, help="YAML file that describes the run")
+    run_all.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
+    run_all.add_argument("--cores", type=int, default=2, help="cores to use (default: 2)")
+    run_all.add_argument("--dry-run", action="store_true", help="only list the jobs")
+    for name, (text, add_arguments, _) in TOOLS.items():
+        add_arguments(commands.add_parser(name, help=text, description=text))
     return parser
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the whole pipeline; what is done is kept, what was stopped goes on."""
+    from snakemake.cli import main as snakemake
+
+    load_config(arguments.config)
+    words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work), "--cores", str(arguments.cores)]
+    words += ["--config", f"run={arguments.config.resolve()}", "--rerun-triggers", "mtime", "--rerun-incomplete"]
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    try:
+        snakemake(words + ["--dry-run"] * arguments.dry_run)
+    except SystemExit as stopped:
+        return ExitStatus.OK if not stopped.code else ExitStatus.CASE_FAILED
+    return ExitStatus.OK
 
 
 def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
@@ -147,10 +186,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     parsed = build_parser().parse_args(arguments)
     try:
-        if parsed.command == "evaluate":
-            return evaluate.run(parsed)
-        if parsed.command == "compare":
-            return compare.run(parsed)
+        if parsed.command == "run":
+            return run(parsed)
+        if parsed.command in TOOLS:
+            return TOOLS[parsed.command][2](parsed)
         config = load_config(parsed.config)
         parsed.work.mkdir(parents=True, exist_ok=True)
         STEPS[parsed.command][0](config, parsed.work, parsed)

@@ -25,6 +25,8 @@ class SourceConfig:
     """Folder of cases with reference labels; relative paths start at the configuration file's folder."""
     phantoms: int = 0
     """Instead of a folder: how many phantoms to make."""
+    phantoms_in_folds: bool = False
+    """Whether phantoms are dealt into folds and predicted like cases; else they train in every fold."""
     size: tuple[int, int, int] = (240, 240, 155)
     """Shape of a phantom, voxels of 1 mm along X, Y, Z."""
     licence: str = ""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import UsageError
-from inference.intake.cases import Case, find_cases
+from inference.intake.cases import find_cases
 from inference.intake.scan import read_labels, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from training.config import STAGES, RunConfig, SourceConfig
@@ -40,10 +40,8 @@ class CaseEntry:
     phantom_seed: int | None = None
     """Seed of the phantom; none for a real case."""
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether it is a phantom, which trains in every fold and is never predicted out of fold."""
-        return self.phantom_seed is not None
+    in_folds: bool = True
+    """Whether it is dealt into a fold and predicted by the networks that have not seen it; else it always trains."""
 
 
 def dataset_name(stage: str) -> str:
@@ -80,23 +78,23 @@ def _cases_of(source: SourceConfig, seed: int) -> Iterator[CaseEntry]:
     if source.phantoms:
         for number in range(source.phantoms):
             name = f"{source.name}-{number:05d}-000"
-            yield CaseEntry(name, source.name, name, "", phantom_seed=seed * 1000 + number)
+            yield CaseEntry(name, source.name, name, "", seed * 1000 + number, source.phantoms_in_folds)
         return
     listing = find_cases(Path(source.folder))
     for problem in listing.problems:
         raise UsageError(f"source {source.name!r}: {problem}")
     for case in listing.cases:
-        yield CaseEntry(case.id, source.name, patient_of(case.id), str(_labels_beside(case)))
+        yield CaseEntry(case.id, source.name, patient_of(case.id), str(labels_of(case.id, case.paths["t1n"].parent)))
 
 
-def _labels_beside(case: Case) -> Path:
-    folder = case.paths["t1n"].parent
-    for ending in ("-seg.nii.gz", "_seg.nii.gz", "-seg.nii", "_seg.nii"):
-        path = folder / f"{case.id}{ending}"
+def labels_of(case: str, folder: Path) -> Path:
+    """The label map of a case in a folder; UsageError where there is none."""
+    for ending in ("-seg.nii.gz", "_seg.nii.gz", "-seg.nii", "_seg.nii", ".nii.gz", ".nii"):
+        path = folder / f"{case}{ending}"
         if path.is_file():
             return path
     raise UsageError(
-        f"{case.id}: no reference labels, expected {case.id}-seg.nii.gz or {case.id}_seg.nii.gz in {folder}"
+        f"{case}: no label map in {folder}, expected {case}-seg.nii.gz, {case}_seg.nii.gz or {case}.nii.gz"
     )
 
 
@@ -166,7 +164,7 @@ def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: 
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     for entry in chosen:
-        for form in wanted.forms if not entry.synthetic else wanted.forms[:1]:
+        for form in wanted.forms if entry.in_folds else wanted.forms[:1]:
             copy = copy_name(entry.id, form)
             target = folder / "labelsTr" / f"{copy}.nii.gz"
             if target.is_file():

@@ -43,8 +43,8 @@ def write_splits(work: Path) -> None:
     patients = {case: entries[case].patient for case in folds}
     for stage in STAGES:
         copies = copies_of(work, stage)
-        sources = {copy: case for copy, case in copies.items() if not entries[case].synthetic}
-        phantoms = [copy for copy, case in copies.items() if entries[case].synthetic]
+        sources = {copy: case for copy, case in copies.items() if entries[case].in_folds}
+        phantoms = [copy for copy, case in copies.items() if not entries[case].in_folds]
         splits = splits_of(folds, sources, phantoms)
         check_no_leak(folds, patients, sources, splits, phantoms)
         target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"

@@ -13,7 +13,6 @@ import numpy as np
 from inference.bundle.manifest import DataSet, ModelEntry, Provenance
 from inference.bundle.store import Bundle, NewBundle, NewModel, write_bundle
 from inference.bundle.tables import FloatArray, parse_thresholds
-from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import Profile, open_engine
 from inference.predict.ensemble import predict
@@ -91,10 +90,7 @@ def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEn
 
     `largest_difference` is in probability, `dice_<region>` between the two label maps.
     """
-    real = [entry for entry in entries if not entry.synthetic]
-    if not real:
-        raise UsageError("no real case to measure the agreement of float16 weights on")
-    data, _ = load_case(real[0], config)
+    data, _ = load_case(next(entry for entry in entries if entry.in_folds), config)
     engine = open_engine("torch", "cpu")
     agreement = {"largest_difference": 0.0} | {f"dice_{region}": 1.0 for region in REGIONS}
     for model in config.models:

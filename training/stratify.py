@@ -45,7 +45,7 @@ def reference_features(config: RunConfig, entries: list[CaseEntry]) -> dict[str,
 
 def stratify(config: RunConfig, work: Path) -> None:
     """Write `folds.json`, and `fold_subtypes.*`, the model that made the strata. Phantoms belong to no fold."""
-    entries = [entry for entry in read_cases(work / "cases.json") if not entry.synthetic]
+    entries = [entry for entry in read_cases(work / "cases.json") if entry.in_folds]
     features = reference_features(config, entries)
     fit = fit_subtypes(
         np.stack(list(features.values())),

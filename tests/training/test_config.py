@@ -1,0 +1,76 @@
+"""Configurations: the committed ones are valid, and a wrong one says which key is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from inference.errors import UsageError
+from training.config import load_config
+
+CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
+SMOKE = CONFIGS / "smoke.yaml"
+
+
+def altered(tmp_path, change):
+    content = yaml.safe_load(SMOKE.read_text())
+    change(content)
+    path = tmp_path / "altered.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_committed_configurations_are_valid(path):
+    config = load_config(path)
+    assert {model.name for model in config.models} == {"nnunet", "mednext"}
+    for stage in ("pretraining", "finetuning"):
+        for source in config.dataset(stage).sources:
+            assert config.source(source)
+
+
+def test_the_defaults_are_the_papers_training():
+    from training.config import ModelConfig
+
+    model = ModelConfig("nnunet", "PlainConvUNet", {})
+    optimiser = model.pretraining.optimiser
+    assert (model.patch, model.pretraining.epochs, model.finetuning.epochs) == ((128, 128, 128), 200, 200)
+    assert (optimiser.name, optimiser.learning_rate, optimiser.momentum, optimiser.weight_decay) == (
+        "sgd",
+        0.01,
+        0.99,
+        3e-5,
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda c: c.update(folds="five"), ["folds", "'five'", "int"]),
+        (lambda c: c.update(fold=5), ["unknown key 'fold'"]),
+        (lambda c: c.pop("models"), ["'models' is missing"]),
+        (lambda c: c["models"][0].update(patch=[32, 32]), ["patch", "2 values", "3"]),
+        (lambda c: c["models"][1]["pretraining"].update(epochs=1.5), ["epochs", "1.5"]),
+        (lambda c: c["sources"][0].update(folder="x"), ["either a folder or a number of phantoms"]),
+    ],
+)
+def test_a_wrong_key_is_named(tmp_path, change, words):
+    with pytest.raises(UsageError) as caught:
+        load_config(altered(tmp_path, change))
+    assert all(word in str(caught.value) for word in words)
+
+
+def test_what_is_not_yaml_is_named(tmp_path):
+    path = tmp_path / "broken.yaml"
+    path.write_text("a: [")
+    with pytest.raises(UsageError, match=r"broken\.yaml"):
+        load_config(path)
+
+
+def test_folders_are_relative_to_the_configuration(tmp_path):
+    def change(content):
+        content["sources"] = [{"name": "phantom", "folder": "cases"}]
+
+    assert load_config(altered(tmp_path, change)).source("phantom").folder == str(tmp_path / "cases")
