@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +22,7 @@ PROFILES: Final = ("auto", "paper", "fast")
 """What `--profile` accepts."""
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
+_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
@@ -127,8 +129,19 @@ def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: 
     return len(windows(padded, patch)) * len(MIRRORINGS)
 
 
-def open_engine(name: str = "auto", device: str = "auto") -> Engine:
-    """The engine for a device (`auto`, `cpu`, `cuda` or `cuda:N`).
+def available_cores() -> int:
+    """Processors that this process may use: its affinity, and a container's quota where control groups set one."""
+    cores = len(os.sched_getaffinity(0))
+    try:
+        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
+        return max(1, min(cores, round(int(quota) / int(period))))
+    except (OSError, ValueError):
+        # No such file, or "max" in place of a number: no quota.
+        return cores
+
+
+def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None = None) -> Engine:
+    """The engine for a device (`auto`, `cpu`, `cuda` or `cuda:N`), with as many threads as the process has cores.
 
     Left to itself: torch on a GPU where there is one that works, OpenVINO on a CPU, torch on a CPU without OpenVINO.
 
@@ -144,7 +157,7 @@ def open_engine(name: str = "auto", device: str = "auto") -> Engine:
         try:
             from inference.predict.engines.openvino_engine import OpenVinoEngine
 
-            return OpenVinoEngine()
+            return OpenVinoEngine(threads=threads)
         except ImportError as error:
             if name == "openvino":
                 raise DeviceError("engine openvino: the package openvino is not installed") from error
@@ -152,7 +165,7 @@ def open_engine(name: str = "auto", device: str = "auto") -> Engine:
         from inference.predict.engines.torch_engine import TorchEngine
     except ImportError as error:
         raise DeviceError(f"engine torch, for device {device}: the package torch is not installed") from error
-    return TorchEngine(device)
+    return TorchEngine(device, threads=threads)
 
 
 def choose_profile(name: str, engine: Engine) -> Profile:

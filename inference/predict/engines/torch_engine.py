@@ -9,13 +9,15 @@ import re
 from collections.abc import Sequence
 from itertools import product
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
-from inference.predict.engines import Advance, FoldMeans, NetworkSource, Profile, heads_of
+from inference.predict.engines import Advance, FoldMeans, NetworkSource, Profile, available_cores, heads_of
 from inference.predict.networks import build_network, load_weights, network_stride
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.resampling import LINEAR, thick_axis
@@ -56,9 +58,11 @@ class TorchEngine:
 
     name = "torch"
 
-    def __init__(self, device: str = "cpu") -> None:
+    def __init__(self, device: str = "cpu", *, threads: int | None = None) -> None:
         self._device = check_device(device)
         self._on_gpu = self._device.type == "cuda"
+        if not self._on_gpu:
+            torch.set_num_threads(threads or available_cores())
         self._batch = _GPU_BATCH if self._on_gpu else 1
         self._networks: dict[tuple[int, int], tuple[NetworkSource, nn.Module]] = {}
 
@@ -107,6 +111,12 @@ class TorchEngine:
         probabilities, square_means = (None if part is None else part.cpu().numpy() for part in means)
         assert probabilities is not None, "a model has at least one fold"
         return FoldMeans(probabilities, square_means)
+
+    @torch.inference_mode()
+    def logits(self, model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits (heads, Z, Y, X) of one fold for an array (4, Z, Y, X) whose sizes suit the network's stride."""
+        batch = torch.from_numpy(array).to(self._device)[None]
+        return self._forward(self._network(model, fold), batch)[0].cpu().numpy()
 
     def _network(self, model: NetworkSource, fold: int) -> nn.Module:
         # The model is kept beside its network, so that no other object can take over its id.

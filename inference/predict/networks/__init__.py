@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import BundleError
+from inference.predict.networks.sizes import VARIANTS, MedNeXtSize
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +47,14 @@ def architecture_name(architecture: Mapping[str, object]) -> str:
     raise BundleError(f"architecture {named!r} is not known: expected one of {', '.join((*_UNETS, 'MedNeXt'))}")
 
 
+def architecture_arguments(architecture: Mapping[str, object]) -> Mapping[str, object]:
+    """The `arch_kwargs` of an architecture section. Raises BundleError where there are none."""
+    arguments = architecture.get("arch_kwargs")
+    if not isinstance(arguments, Mapping):
+        raise BundleError(f"architecture arch_kwargs: found {arguments!r}, expected an object")
+    return arguments
+
+
 def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
     """What every spatial size (Z, Y, X) of a network's input must be a multiple of.
 
@@ -53,7 +62,7 @@ def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
     """
     if architecture_name(architecture) == "MedNeXt":
         return _MEDNEXT_STRIDE
-    strides = _arguments(architecture).get("strides")
+    strides = architecture_arguments(architecture).get("strides")
     try:
         rows = np.asarray(strides, dtype=np.int64)
         if rows.ndim == 1:
@@ -62,6 +71,33 @@ def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
     except (TypeError, ValueError) as error:
         raise BundleError(f"architecture strides {strides!r}: expected three numbers per stage") from error
     return z, y, x
+
+
+def mednext_size(architecture: Mapping[str, object]) -> tuple[MedNeXtSize, int]:
+    """Size and kernel of the MedNeXt that an architecture section describes.
+
+    Raises BundleError for arguments other than those of :func:`build_network`.
+    """
+    arguments = architecture_arguments(architecture)
+    sized = {"channels", "blocks", "expansion"}
+    given = set(arguments) - {"kernel_size"}
+    if given not in ({"variant"}, sized):
+        raise BundleError(
+            f"architecture MedNeXt: found arguments {sorted(given)}, expected 'variant', or {', '.join(sorted(sized))}"
+        )
+    kernel_size = _whole(arguments.get("kernel_size", 3), "kernel_size")
+    if kernel_size not in (3, 5):
+        raise BundleError(f"architecture MedNeXt kernel_size: found {kernel_size}, expected 3 or 5")
+    if "variant" in given:
+        variant = arguments["variant"]
+        if variant not in VARIANTS:
+            raise BundleError(f"architecture MedNeXt variant: found {variant!r}, expected {', '.join(VARIANTS)}")
+        return VARIANTS[str(variant)], kernel_size
+    blocks, expansion = (_wholes(arguments[key], key) for key in ("blocks", "expansion"))
+    try:
+        return MedNeXtSize(_whole(arguments["channels"], "channels"), blocks, expansion), kernel_size
+    except ValueError as error:
+        raise BundleError(f"architecture {error}") from error
 
 
 def build_network(
@@ -77,10 +113,9 @@ def build_network(
     Raises BundleError for a network, layer or argument that is not on the allow-list.
     """
     name = architecture_name(architecture)
-    arguments = _arguments(architecture)
     try:
         if name == "MedNeXt":
-            return _build_mednext(arguments, in_channels, out_channels, deep_supervision)
+            return _build_mednext(architecture, in_channels, out_channels, deep_supervision)
         return _build_unet(name, architecture, in_channels, out_channels, deep_supervision)
     except (AssertionError, IndexError, TypeError, ValueError) as error:
         raise BundleError(f"architecture {name} cannot be built from its arguments: {error}") from error
@@ -135,13 +170,6 @@ def _some(names: list[str], most: int = 4) -> str:
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _arguments(architecture: Mapping[str, object]) -> Mapping[str, object]:
-    arguments = architecture.get("arch_kwargs")
-    if not isinstance(arguments, Mapping):
-        raise BundleError(f"architecture arch_kwargs: found {arguments!r}, expected an object")
-    return arguments
-
-
 def _operation(name: object) -> type[nn.Module] | None:
     """The layer class that a plan names, in the short (`torch.nn.ReLU`) or the long spelling."""
     from torch import nn
@@ -164,7 +192,7 @@ def _build_unet(
     named = architecture.get("_kw_requires_import", ())
     if not isinstance(named, (list, tuple)) or not set(named) <= set(_OPERATION_KEYS):
         raise BundleError(f"architecture _kw_requires_import: found {named!r}, expected some of {_OPERATION_KEYS}")
-    arguments = dict(_arguments(architecture))
+    arguments = dict(architecture_arguments(architecture))
     arguments.update({key: _operation(arguments[key]) for key in _OPERATION_KEYS if key in arguments})
     arguments.update(input_channels=in_channels, num_classes=out_channels, deep_supervision=deep_supervision)
     unet = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}[name]
@@ -175,23 +203,11 @@ def _build_unet(
 
 
 def _build_mednext(
-    arguments: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool
+    architecture: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool
 ) -> nn.Module:
-    from inference.predict.networks.mednext import MedNeXtSize, mednext
+    from inference.predict.networks.mednext import mednext
 
-    sized = {"channels", "blocks", "expansion"}
-    given = set(arguments) - {"kernel_size"}
-    if given not in ({"variant"}, sized):
-        raise BundleError(
-            f"architecture MedNeXt: found arguments {sorted(given)}, expected 'variant', or {', '.join(sorted(sized))}"
-        )
-    kernel_size = _whole(arguments.get("kernel_size", 3), "kernel_size")
-    size: str | MedNeXtSize
-    if "variant" in given:
-        size = str(arguments["variant"])
-    else:
-        blocks, expansion = (_wholes(arguments[key], key) for key in ("blocks", "expansion"))
-        size = MedNeXtSize(_whole(arguments["channels"], "channels"), blocks, expansion)
+    size, kernel_size = mednext_size(architecture)
     return mednext(size, in_channels, out_channels, kernel_size=kernel_size, deep_supervision=deep_supervision)
 
 

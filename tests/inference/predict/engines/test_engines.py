@@ -1,0 +1,92 @@
+"""Which engine, which profile, how many threads."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+
+import pytest
+
+from inference.errors import DeviceError, UsageError
+from inference.predict import engines
+from inference.predict.engines import Profile, available_cores, choose_profile, forward_count, open_engine
+
+
+class OnDevice:
+    """An engine that is nothing but its device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+
+def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
+    honest = builtins.__import__
+
+    def refusing(name: str, *arguments: object, **keywords: object) -> object:
+        if any(name.endswith(package) for package in packages):
+            raise ImportError(name)
+        return honest(name, *arguments, **keywords)
+
+    monkeypatch.setattr(builtins, "__import__", refusing)
+
+
+def test_a_cpu_gets_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_gpu_works", lambda: False)
+    assert open_engine().name == "openvino"
+    assert open_engine("torch").name == "torch"
+    assert open_engine("auto", "cpu").name == "openvino"
+    assert open_engine("torch", "cpu").device == "cpu"
+
+
+def test_a_cpu_without_openvino_gets_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "openvino_engine")
+    assert open_engine("auto", "cpu").name == "torch"
+    with pytest.raises(DeviceError, match="openvino is not installed"):
+        open_engine("openvino")
+
+
+def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    without(monkeypatch, "openvino_engine", "torch_engine")
+    with pytest.raises(DeviceError, match="torch is not installed"):
+        open_engine("auto", "cpu")
+
+
+def test_no_gpu_is_looked_for_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engines, "_GPU_FILES", ("/dev/no_such_device",))
+    without(monkeypatch, "torch_engine")
+    assert open_engine().name == "openvino"
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "complaint"),
+    [("tensorrt", "auto", "engine"), ("openvino", "cuda", "CPU only"), ("torch", "tpu", "device")],
+)
+def test_what_means_nothing_is_a_usage_error(name: str, device: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        open_engine(name, device)
+
+
+def test_profiles() -> None:
+    assert choose_profile("auto", OnDevice("cpu")) is Profile.FAST
+    assert choose_profile("auto", OnDevice("cuda:0")) is Profile.PAPER
+    assert choose_profile("paper", OnDevice("cpu")) is Profile.PAPER
+    with pytest.raises(UsageError, match="thorough"):
+        choose_profile("thorough", OnDevice("cpu"))
+
+
+def test_forward_counts() -> None:
+    assert forward_count((140, 175, 140), (128, 128, 128), Profile.PAPER) == 64
+    assert forward_count((100, 100, 100), (128, 128, 128), Profile.PAPER) == 8
+    assert forward_count((140, 175, 140), (128, 128, 128), Profile.FAST) == 1
+
+
+@pytest.mark.parametrize(
+    ("quota", "expected"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
+)
+def test_cores_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
+    (tmp_path / "cpu.max").write_text(quota + "\n", encoding="ascii")
+    monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda _: set(range(8)))
+    assert available_cores() == expected
+    monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "absent")
+    assert available_cores() == 8

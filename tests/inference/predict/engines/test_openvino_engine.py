@@ -1,0 +1,215 @@
+"""OpenVINO behind the engine's interface."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from inference.errors import BundleError
+from inference.predict.engines import Profile, heads_of, openvino_engine
+from inference.predict.engines.openvino_engine import OpenVinoEngine, export_network, region_probabilities
+from inference.predict.engines.torch_engine import TorchEngine
+from inference.predict.preprocess import Preprocessed, preprocess, read_plan
+from tests.inference.predict.conftest import FakeModel, make_plans, make_scan, mednext_architecture, unet_architecture
+from tests.inference.predict.networks.test_networks import RESIDUAL
+
+ROOT = Path(__file__).resolve().parents[4]
+MILLIMETRE = (1.0, 1.0, 1.0)
+BOTH = pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+
+
+def nothing() -> None:
+    """Progress that nobody looks at."""
+
+
+def prepared_for(model: FakeModel) -> Preprocessed:
+    return preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
+
+
+def coarse_stride(architecture: dict[str, object]) -> dict[str, object]:
+    """A U-Net whose stride is 16, so that both engines pad `fast` alike."""
+    return architecture if architecture["network_class_name"] == "MedNeXt" else unet_architecture((4, 4, 8, 8, 8))
+
+
+@BOTH
+@pytest.mark.parametrize("heads", ["regions", "labels"])
+@pytest.mark.parametrize("profile", list(Profile))
+def test_float32_equals_torch(
+    architecture: dict[str, object], heads: str, profile: Profile, make_model: Callable
+) -> None:
+    plans = make_plans(coarse_stride(architecture), spacing=(1.4, 1.4, 1.4), patch=(32, 16, 16))
+    model = make_model(plans, heads=heads)
+    prepared = prepared_for(model)
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, spread=True)
+    found = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, profile, nothing, spread=True)
+    assert expected.probabilities.std() > 0.05
+    assert np.abs(found.probabilities - expected.probabilities).max() < 1e-4
+    assert found.squares is not None
+    assert np.abs(found.squares - expected.squares).max() < 1e-4
+
+
+@BOTH
+def test_the_precision_of_this_processor_is_close(architecture: dict[str, object], make_model: Callable) -> None:
+    model = make_model(make_plans(coarse_stride(architecture)))
+    prepared = prepared_for(model)
+    exact = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+    found = OpenVinoEngine().mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+    assert np.abs(found.probabilities - exact.probabilities).mean() < 0.01
+
+
+@BOTH
+def test_exported_networks_give_the_same(architecture: dict[str, object], make_model: Callable, tmp_path: Path) -> None:
+    model = make_model(make_plans(architecture))
+    for fold in model.folds:
+        export_network(model.architecture, heads_of(model), model.tensors(fold), tmp_path / f"fold_{fold}.xml")
+    stored = replace(model, format="openvino", folder=tmp_path, arrays={})
+    prepared = prepared_for(model)
+    engine = OpenVinoEngine(precision="f32")
+    engine.load(stored)
+    found = engine.mean_over_folds(stored, prepared, Profile.FAST, nothing, spread=False)
+    expected = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+    assert np.abs(found.probabilities - expected.probabilities).max() < 0.01, "weights are in half precision"
+
+
+def test_a_stored_network_of_another_shape_is_refused(make_model: Callable, tmp_path: Path) -> None:
+    model = make_model(make_plans(unet_architecture()), heads="labels", folds=1)
+    export_network(model.architecture, 4, model.tensors(0), tmp_path / "fold_0.xml")
+    with pytest.raises(BundleError, match=r"fold_0\.xml: found"):
+        OpenVinoEngine().load(replace(model, heads="regions", format="openvino", folder=tmp_path))
+
+
+def test_a_stored_network_that_is_damaged_is_refused(make_model: Callable, tmp_path: Path) -> None:
+    model = replace(make_model(make_plans(unet_architecture()), folds=1), format="openvino", folder=tmp_path)
+    (tmp_path / "fold_0.xml").write_text("<net", encoding="utf-8")
+    with pytest.raises(BundleError, match="cannot be read"):
+        OpenVinoEngine().load(model)
+
+
+def test_wrong_weights_are_refused_at_load(make_model: Callable) -> None:
+    model = make_model(make_plans(mednext_architecture()))
+    del model.arrays[1]["stem.bias"]
+    with pytest.raises(BundleError, match=r"nnunet, fold 1.*stem\.bias"):
+        OpenVinoEngine().load(model)
+
+
+def test_what_openvino_cannot_build_is_left_to_torch(make_model: Callable, caplog: pytest.LogCaptureFixture) -> None:
+    model = make_model(make_plans(RESIDUAL))
+    prepared = prepared_for(model)
+    engine = OpenVinoEngine()
+    with caplog.at_level(logging.WARNING):
+        engine.load(model)
+        found = engine.mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+    assert "torch does instead" in caplog.text
+    assert caplog.text.count("torch does instead") == 1
+    assert "nnunet: torch" in engine.description
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+
+
+@pytest.mark.parametrize("against_torch", [False, True])
+@pytest.mark.parametrize("answer", [7.0, np.nan])
+def test_a_network_that_disagrees_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    make_model: Callable,
+    answer: float,
+    against_torch: bool,
+) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    honest = openvino_engine._forward_of
+    calls: list[object] = []
+
+    def wrong_at_first(*arguments: object) -> Callable:
+        calls.append(arguments)
+        forward = honest(*arguments)
+        return forward if len(calls) > 1 else lambda array: np.full_like(forward(array), answer)
+
+    monkeypatch.setattr(openvino_engine, "_forward_of", wrong_at_first)
+    engine = OpenVinoEngine(precision="bf16", against_torch=against_torch)
+    with caplog.at_level(logging.WARNING):
+        found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+    assert "differ" in caplog.text
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+    assert np.array_equal(found.probabilities, expected.probabilities)
+
+
+def test_a_graph_that_does_not_compile_is_left_to_torch(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, make_model: Callable
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("no such primitive\nand a stack of lines")
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", broken)
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    with caplog.at_level(logging.WARNING):
+        found = OpenVinoEngine().mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+    assert "no such primitive" in caplog.text
+    assert "stack of lines" not in caplog.text
+    assert found.probabilities.shape[0] == 3
+
+
+def test_networks_are_compiled_once(make_model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(make_plans(unet_architecture()))
+    engine = OpenVinoEngine(precision="f32")
+    count = 0
+    honest = OpenVinoEngine._compile
+
+    def counted(*arguments: object) -> object:
+        nonlocal count
+        count += 1
+        return honest(*arguments)
+
+    monkeypatch.setattr(OpenVinoEngine, "_compile", counted)
+    for _ in range(2):
+        engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+    assert count == len(model.folds)
+
+
+def test_progress_counts_every_forward(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture(), patch=(32, 32, 48)), folds=1)
+    seen: list[int] = []
+    engine = OpenVinoEngine()
+    engine.mean_over_folds(model, prepared_for(model), Profile.FAST, lambda: seen.append(1), spread=False)
+    assert len(seen) == 1
+    engine.mean_over_folds(model, prepared_for(model), Profile.PAPER, lambda: seen.append(1), spread=False)
+    assert (len(seen) - 1) % 8 == 0
+    assert len(seen) > 8
+
+
+def test_region_probabilities_of_large_logits() -> None:
+    logits = np.array([-200.0, -1.0, 0.0, 3.0, 200.0], np.float32).reshape(1, 5)
+    with np.errstate(all="raise", under="ignore"):
+        found = region_probabilities(np.repeat(logits, 3, axis=0), "regions")
+        labels = region_probabilities(np.repeat(logits, 4, axis=0), "labels")
+    assert found[0] == pytest.approx([0, 0.268941, 0.5, 0.952574, 1], abs=1e-6)
+    assert found.dtype == np.float32
+    assert labels[:, 0] == pytest.approx([0.75, 0.5, 0.25])
+
+
+def test_neither_torch_nor_nnunet_is_loaded(make_model: Callable, tmp_path: Path) -> None:
+    """A CPU without torch predicts from plain tensors; shown in a process where importing torch fails."""
+    model = make_model(make_plans(mednext_architecture()), folds=1)
+    np.savez(tmp_path / "tensors.npz", **model.arrays[0])
+    script = f"""
+import sys
+sys.modules["torch"] = sys.modules["monai"] = sys.modules["nnunetv2"] = None
+import json, numpy as np
+from tests.inference.predict.conftest import FakeBundle, FakeModel, make_plans, make_scan, mednext_architecture
+from inference.predict.engines import choose_profile, open_engine
+from inference.predict.ensemble import predict
+arrays = dict(np.load({str(tmp_path / "tensors.npz")!r}))
+model = FakeModel("mednext", make_plans(mednext_architecture()), "regions", (0,), 1.0, {{0: arrays}})
+engine = open_engine()
+found = predict(make_scan((44, 52, 36)), (1, 1, 1), FakeBundle((model,)), engine, choose_profile("auto", engine))
+assert found.array.shape == (3, 44, 52, 36)
+sys.exit(0 if found.array.std() > 0 and engine.name == "openvino" else 9)
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
