@@ -31,7 +31,7 @@ def drawing(side: str = "right", spacing=(2.0, 2.0, 2.0)) -> CaseDrawing:
 
 def panels_of(case: CaseDrawing) -> list[np.ndarray]:
     """The pictures within the figure, each (rows, columns, 3), by rows of the figure."""
-    sheet = np.asarray(Image.open(io.BytesIO(draw_case(case))).convert("RGB")).astype(int)
+    sheet = np.asarray(Image.open(io.BytesIO(draw_case(case, dpi=70))).convert("RGB")).astype(int)
     rows, columns = sheet.shape[:2]
     panels = []
     for axes in figure_of(case).axes:
@@ -64,13 +64,18 @@ def test_a_tumour_on_the_right_is_drawn_at_the_left_beside_the_r(side, at_the_le
     assert marks["L"] > 0.9
 
 
-def test_regions_are_drawn_in_every_second_picture_only():
-    for number, panel in enumerate(panels_of(drawing())):
+@pytest.fixture(scope="module")
+def panels() -> list[np.ndarray]:
+    return panels_of(drawing())
+
+
+def test_regions_are_drawn_in_every_second_picture_only(panels):
+    for number, panel in enumerate(panels):
         assert bool(yellow(panel).sum() > 20) is (number % 2 == 1)
 
 
-def test_anatomy_shows_through_the_regions():
-    plain, washed = panels_of(drawing())[:2]
+def test_anatomy_shows_through_the_regions(panels):
+    plain, washed = panels[:2]
     height, width = (min(plain.shape[axis], washed.shape[axis]) for axis in (0, 1))
     plain, washed = (panel[:height, :width].mean(axis=-1) for panel in (plain, washed))
     inside = np.abs(plain - washed) > 4
@@ -141,10 +146,10 @@ def test_title_with_signs_of_mathematics_is_drawn_as_it_is():
     assert draw_case(replace(drawing(), title="a$b_c$ \\frac{", warnings=("$x^$",))).startswith(PNG)
 
 
-def test_reference_changes_the_segmented_pictures_only():
+def test_reference_changes_the_segmented_pictures_only(panels):
     case = drawing()
     compared = replace(case, reference=np.roll(case.labels, 6, axis=1))
-    for number, (before, after) in enumerate(zip(panels_of(case), panels_of(compared), strict=True)):
+    for number, (before, after) in enumerate(zip(panels, panels_of(compared), strict=True)):
         assert bool((before != after).any()) is (number % 2 == 1)
     assert "reference" in texts(compared)
 
