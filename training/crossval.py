@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import UsageError
+from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import Profile, open_engine
 from inference.predict.ensemble import predict
 from training.config import RunConfig
@@ -77,19 +78,18 @@ class SingleModel:
 def stored_weights(
     checkpoint: Path, plans: Mapping[str, object], *, half_precision: bool
 ) -> dict[str, NDArray[np.float16] | NDArray[np.float32]]:
-    """A checkpoint's weights as a bundle stores them: without the heads of deep supervision, which inference lacks."""
+    """A checkpoint's weights as a bundle stores them: what the deployed network needs, each tensor once."""
     import torch
 
-    from inference.labels import REGIONS, SEQUENCES
-    from inference.predict.networks import build_network
+    from inference.predict.networks import build_network, deployed_weights
 
     configurations = plans["configurations"]
     assert isinstance(configurations, dict)
     with torch.device("meta"):
         network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), len(REGIONS))
-    weights = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
-    kind = torch.float16 if half_precision else torch.float32
-    return {name: weights[name].to(kind).contiguous().numpy() for name in network.state_dict()}
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    weights = deployed_weights(network, state)
+    return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
 
 
 def trained_network(config: RunConfig, work: Path, model: str, fold: int) -> TrainedNetwork:

@@ -15,6 +15,8 @@ from training.cli import main
 from training.config import STAGES, load_config
 from training.datasets import case_of, read_cases, read_folds
 
+pytestmark = pytest.mark.timeout(1800)
+
 CONFIG = Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml"
 MODELS = ("nnunet", "mednext")
 FOLDS = range(2)
