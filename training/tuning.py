@@ -7,7 +7,6 @@ cross-validation), so that a gain is a finding and not a fit.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,7 @@ COMPONENT_GRID = tuple(float(size) for size in range(0, 501, 25))
 """Smallest components tried, mm³ (the authors' grid)."""
 RATIO_GRID = tuple(step / 20 for step in range(20))
 """Smallest ET/WT tried (the authors' grid)."""
-REGION_GRID = (0.5, 0.3, 0.35, 0.4, 0.45, 0.55, 0.6, 0.65, 0.7, 0.75)
+REGION_GRID = (0.5, 0.3, 0.4, 0.6, 0.7, 0.8, 0.9)
 """Region thresholds tried; the first is the one that stays where nothing is better."""
 SHRINKAGE = 10
 """A subtype of n tumours has the say n / (n + this) in its own thresholds, all tumours the rest."""
@@ -70,9 +69,46 @@ class Choice:
     """Of refinement."""
 
 
+@dataclass(frozen=True)
+class Painted:
+    """A label map before refinement, and what is needed to foresee refinement's effect on it."""
+
+    labels: NDArray[np.uint8]
+    """(X, Y, Z)."""
+    volumes: Mapping[str, NDArray[np.float64]]
+    """Volumes of the components of each label, mm³, in ascending order."""
+
+    def effect(self, thresholds: Thresholds) -> tuple[int | bool, ...]:
+        """What `thresholds` do here: components removed per label, and whether ET is relabelled."""
+        left = {}
+        removed = []
+        for label, volumes in self.volumes.items():
+            count = int(np.searchsorted(volumes, thresholds.smallest_component_mm3[label]))
+            removed.append(count)
+            left[label] = float(volumes[count:].sum())
+        whole = sum(left.values())
+        return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
+
+
+def paint(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> Painted:
+    """Labels from region probabilities (3, X, Y, Z), and their components."""
+    import cc3d
+
+    labels = labels_from_regions(probabilities, thresholds)
+    components = cc3d.connected_components(labels, connectivity=26)
+    sizes = np.bincount(components.ravel()) * float(np.prod(SPACING))
+    label_of = np.zeros(sizes.shape, np.uint8)
+    label_of[components] = labels
+    volumes = {label.name: np.sort(sizes[label_of == label]) for label in TUMOUR_LABELS}
+    return Painted(labels, volumes)
+
+
 @dataclass
 class Scorer:
-    """Scores of choices on ensembled predictions; what it has scored it knows."""
+    """Scores of choices on ensembled predictions; what it has scored it knows.
+
+    Thousands of choices have the same effect on a label map, so that what was scored is remembered by its effect.
+    """
 
     copies: Sequence[OutOfFold]
     """What is scored."""
@@ -80,19 +116,26 @@ class Scorer:
     """Weighted probabilities (3, X, Y, Z) of each copy."""
     version: Version
     """Of the official score."""
-    _known: dict[tuple[int, bytes], float] = field(default_factory=dict)
+    _painted: dict[tuple[int, tuple[float, ...]], Painted] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    def _paint(self, index: int, choice: Choice) -> Painted:
+        key = (index, choice.regions)
+        if key not in self._painted:
+            self._painted[key] = paint(self.ensembles[index], choice.regions)
+        return self._painted[key]
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
         """The label map (X, Y, Z) of one copy under `choice`, by the steps of inference."""
-        painted = labels_from_regions(self.ensembles[index], choice.regions)
+        painted = self._paint(index, choice).labels
         cleaned, _ = remove_components(painted, SPACING, choice.thresholds.smallest_component_mm3)
         return relabel_by_ratio(cleaned, choice.thresholds.et_wt_ratio)[0]
 
     def score(self, index: int, choice: Choice) -> float:
         """Lesion-wise Dice of one copy under `choice`, mean over regions."""
-        labels = self.labels(index, choice)
-        key = (index, hashlib.sha256(labels.tobytes()).digest())
+        key = (index, choice.regions, self._paint(index, choice).effect(choice.thresholds))
         if key not in self._known:
+            labels = self.labels(index, choice)
             scores = score_case(self.copies[index].reference, labels, SPACING, self.version, metrics="dice")
             self._known[key] = mean_dice(scores)
         return self._known[key]

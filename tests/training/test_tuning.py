@@ -21,6 +21,7 @@ from training.tuning import (
     OutOfFold,
     Scorer,
     ensemble_weights,
+    paint,
     tune_all,
     tune_subtypes,
 )
@@ -37,7 +38,7 @@ def reference(enhancing: bool = True):
     return labels
 
 
-def probabilities(labels, inside=0.9):
+def probabilities(labels, inside=0.95):
     return np.stack([np.where(region_mask(labels, region), inside, 0.05) for region in REGIONS]).astype(np.float32)
 
 
@@ -123,6 +124,19 @@ def test_a_tumour_without_subtype_does_not_stop_the_tuning():
     scorer = scenes([with_specks()] * 5)
     thresholds, _ = tune_subtypes(scorer, [0, 0, None, 0, 0], tune_all(scorer))
     assert set(thresholds) == {0}
+
+
+@pytest.mark.parametrize("smallest", [0.0, 50.0, 64.0, 65.0, 300.0, 5000.0])
+@pytest.mark.parametrize("ratio", [0.0, 0.05, 0.1, 0.5])
+def test_the_foreseen_effect_is_that_of_refinement(smallest, ratio):
+    from inference.bundle.tables import Thresholds
+    from inference.refine.postprocess import relabel_by_ratio, remove_components
+
+    painted = paint(with_specks(), (0.5, 0.5, 0.5))
+    thresholds = Thresholds({"NCR": 0.0, "ED": smallest, "ET": smallest}, ratio)
+    cleaned, removed = remove_components(painted.labels, (1, 1, 1), thresholds.smallest_component_mm3)
+    counts = [removed[label].components for label in ("NCR", "ED", "ET")]
+    assert painted.effect(thresholds) == (*counts, relabel_by_ratio(cleaned, ratio)[2])
 
 
 def test_weights_are_shares_of_the_scores():
