@@ -24,7 +24,7 @@ from torch.nn import functional
 
 from inference.labels import REGIONS
 from inference.predict.networks import build_network
-from inference.predict.networks.mednext import LEVELS
+from inference.predict.networks.sizes import LEVELS
 from training.config import ModelConfig, StageConfig
 
 GRADIENT_NORM = 12.0
