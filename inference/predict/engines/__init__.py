@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -13,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import DeviceError, UsageError
-from inference.predict.preprocess import Preprocessed
+from inference.predict.networks import network_stride
+from inference.predict.preprocess import Preprocessed, Triple
 from inference.predict.tiling import MIRRORINGS, windows
 
 ENGINES: Final = ("auto", "torch", "openvino")
@@ -22,6 +25,7 @@ PROFILES: Final = ("auto", "paper", "fast")
 """What `--profile` accepts."""
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
+_COARSE: Final = 16
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 Advance = Callable[[], None]
@@ -121,6 +125,15 @@ def heads_of(model: NetworkSource) -> int:
     return 3 if model.heads == "regions" else 4
 
 
+def pass_multiple(model: NetworkSource) -> Triple:
+    """What sizes (Z, Y, X) of a `fast` pass are rounded up to: multiples of the network's stride and of 16.
+
+    16, so that scans of nearly the same size share what an engine prepares for a size.
+    """
+    z, y, x = (math.lcm(step, _COARSE) for step in network_stride(model.architecture))
+    return z, y, x
+
+
 def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: Profile) -> int:
     """Forward passes of one network over an array of spatial `shape` (Z, Y, X)."""
     if profile is Profile.FAST:
@@ -130,14 +143,15 @@ def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: 
 
 
 def available_cores() -> int:
-    """Processors that this process may use: its affinity, and a container's quota where control groups set one."""
+    """Processors that this process may use: by its affinity, a container's quota, and `OMP_NUM_THREADS` where set."""
     cores = len(os.sched_getaffinity(0))
-    try:
+    with suppress(OSError, ValueError):
+        # ValueError: "max" in place of a number, which is no quota.
         quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-        return max(1, min(cores, round(int(quota) / int(period))))
-    except (OSError, ValueError):
-        # No such file, or "max" in place of a number: no quota.
-        return cores
+        cores = min(cores, round(int(quota) / int(period)))
+    with suppress(ValueError):
+        cores = min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
+    return max(1, cores)
 
 
 def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None = None) -> Engine:

@@ -1,7 +1,7 @@
 """Networks on OpenVINO: the fastest way on a CPU, and one that needs no torch.
 
-A compiled network takes scans of any size; sizes are rounded up to multiples of 16, so that what OpenVINO prepares for
-one size serves many scans. Its memory for activations is given back after every use.
+A compiled network takes scans of any size, and keeps what it prepares for a size. Its memory for activations is given
+back after every use.
 """
 
 from __future__ import annotations
@@ -17,15 +17,21 @@ from numpy.typing import NDArray
 
 from inference.errors import BundleError, DeviceError
 from inference.labels import SEQUENCES, regions_from_label_probabilities
-from inference.predict.engines import Advance, Engine, FoldMeans, NetworkSource, Profile, available_cores, heads_of
+from inference.predict.engines import (
+    Advance,
+    Engine,
+    FoldMeans,
+    NetworkSource,
+    Profile,
+    available_cores,
+    heads_of,
+    pass_multiple,
+)
 from inference.predict.engines.openvino_graph import UnsupportedGraphError, build_graph
-from inference.predict.networks import network_stride
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
 
 _LOG = logging.getLogger(__name__)
-_BUCKET: Final = 16
-"""Sizes are multiples of this, at least."""
 _PROBE: Final = 32
 """Edge of the cube on which the first network of each model is compared with the reference."""
 _DISAGREEMENT: Final = 0.02
@@ -105,7 +111,7 @@ class OpenVinoEngine:
         if profile is Profile.PAPER:
             logits = to_crop_grid(_tiled(forward, prepared.array, prepared.plan.patch), prepared)
         else:
-            logits = _whole(forward, prepared.array, _bucket(model))
+            logits = _whole(forward, prepared.array, pass_multiple(model))
         # A request holds the network's buffers; only without one can they be given back.
         del forward
         compiled.release_memory()
@@ -160,7 +166,7 @@ class OpenVinoEngine:
     def _doubt(self, model: NetworkSource) -> str:
         """Why a model's networks cannot be trusted, or nothing."""
         fold = model.folds[0]
-        shape = (len(SEQUENCES), *next_multiple([_PROBE] * 3, _bucket(model)))
+        shape = (len(SEQUENCES), *next_multiple([_PROBE] * 3, pass_multiple(model)))
         cube = np.random.default_rng(0).standard_normal(shape, np.float32)
         found = region_probabilities(_forward_of(self._network(model, fold))(cube), model.heads)
         if self._against_torch and model.format == "safetensors":
@@ -201,12 +207,6 @@ def region_probabilities(logits: NDArray[np.float32], heads: str) -> NDArray[np.
         return probabilities
     powers = np.exp(logits - logits.max(axis=0))
     return regions_from_label_probabilities(powers / powers.sum(axis=0)).astype(np.float32, copy=False)
-
-
-def _bucket(model: NetworkSource) -> Triple:
-    """What sizes are rounded up to: multiples of the network's stride and of :data:`_BUCKET`."""
-    z, y, x = (int(np.lcm(step, _BUCKET)) for step in network_stride(model.architecture))
-    return z, y, x
 
 
 def _forward_of(compiled: openvino.CompiledModel, advance: Advance | None = None) -> Forward:

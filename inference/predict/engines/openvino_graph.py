@@ -78,7 +78,13 @@ class _Layers:
             raise BundleError(f"tensors do not fit the network: unexpected {', '.join(left[:4])}")
 
     def convolution(
-        self, x: openvino.Node, name: str, shape: Sequence[int], stride: Sequence[int] = (1, 1, 1), *, bias: bool = True
+        self,
+        x: openvino.Node,
+        name: str,
+        shape: Sequence[int],
+        stride: Sequence[int] = (1, 1, 1),
+        *,
+        bias: bool = True,
     ) -> openvino.Node:
         """A convolution with weights of `shape` (out, in, Z, Y, X), padded so that stride 1 keeps the size."""
         weights = self.take(f"{name}.weight", *shape)
@@ -87,17 +93,18 @@ class _Layers:
         return self.biased(y, name, shape[0]) if bias else y
 
     def depthwise(self, x: openvino.Node, name: str, channels: int, kernel: int, stride: int) -> openvino.Node:
-        """A convolution of each channel by itself."""
+        """A convolution of each channel by itself, with the bias that the norm after it takes away left out."""
         weights = self.take(f"{name}.weight", channels, 1, kernel, kernel, kernel)
         pads = [kernel // 2] * 3
         y = opset13.group_convolution(x, _constant(weights[:, None]), [stride] * 3, pads, pads, [1, 1, 1])
-        return self.biased(y, name, channels)
+        self.drop_bias(name, channels)
+        return y
 
     def transposed_depthwise(self, x: openvino.Node, name: str, channels: int, kernel: int) -> openvino.Node:
         """A transposed convolution of stride 2 of each channel by itself: n voxels become 2n - 1.
 
         Written as eight ordinary convolutions, one per parity of the output's position, whose results are interleaved:
-        the same sums, and about twice as fast as the library's transposed one.
+        the same sums, and about twice as fast as the library's transposed one. Without its bias, too.
         """
         weights = self.take(f"{name}.weight", channels, 1, kernel, kernel, kernel)
         select, before = _phases(kernel)
@@ -107,7 +114,8 @@ class _Layers:
         phases = opset13.group_convolution(x, grouped, [1] * 3, [before] * 3, [after] * 3, [1, 1, 1])
         whole = opset13.depth_to_space(phases, "depth_first", 2)
         ones = np.ones(3, np.int64)
-        return self.biased(opset13.slice(whole, 0 * ones, -ones, ones, np.array(_SPATIAL)), name, channels)
+        self.drop_bias(name, channels)
+        return opset13.slice(whole, 0 * ones, -ones, ones, np.array(_SPATIAL))
 
     def upsampled(self, x: openvino.Node, name: str, shape: Sequence[int]) -> openvino.Node:
         """A transposed convolution with weights of `shape` (in, out, Z, Y, X) whose stride is its kernel."""
@@ -117,6 +125,13 @@ class _Layers:
     def biased(self, x: openvino.Node, name: str, channels: int) -> openvino.Node:
         """`x` plus a bias per channel."""
         return opset13.add(x, _per_channel(self.take(f"{name}.bias", channels)))
+
+    def drop_bias(self, name: str, channels: int) -> None:
+        """Check a bias that is not used, because instance norm follows, which takes any constant away.
+
+        Leaving it out is exact, and better: OpenVINO sums in single precision, which a large mean harms.
+        """
+        self.take(f"{name}.bias", channels)
 
     def norm(self, x: openvino.Node, name: str, channels: int, epsilon: float, *, affine: bool = True) -> openvino.Node:
         """Instance norm, which is group norm with one channel per group."""
@@ -327,7 +342,9 @@ def _stacked(
     for index in range(count):
         part, before = f"{name}.{index}", channels if index == 0 else width
         shape, steps = (width, before, *sizes.kernels[level]), stride if index == 0 else (1, 1, 1)
-        x = layers.convolution(x, f"{part}.conv", shape, steps, bias=sizes.bias)
+        x = layers.convolution(x, f"{part}.conv", shape, steps, bias=False)
+        if sizes.bias:
+            layers.drop_bias(f"{part}.conv", width)
         x = layers.norm(x, f"{part}.norm", width, sizes.epsilon, affine=sizes.affine)
         x = opset13.prelu(x, opset13.constant(np.array([sizes.slope], np.float32)))
     return x

@@ -17,8 +17,16 @@ from torch.nn import functional
 
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
-from inference.predict.engines import Advance, FoldMeans, NetworkSource, Profile, available_cores, heads_of
-from inference.predict.networks import build_network, load_weights, network_stride
+from inference.predict.engines import (
+    Advance,
+    FoldMeans,
+    NetworkSource,
+    Profile,
+    available_cores,
+    heads_of,
+    pass_multiple,
+)
+from inference.predict.networks import build_network, load_weights
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.resampling import LINEAR, thick_axis
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
@@ -100,7 +108,7 @@ class TorchEngine:
                 logits = self._tiled(network, array, prepared.plan.patch, advance)
                 found = region_probabilities(_resample(logits, prepared), model.heads)
             else:
-                logits = self._whole(network, array, network_stride(model.architecture), advance)
+                logits = self._whole(network, array, pass_multiple(model), advance)
                 found = region_probabilities(logits, model.heads)
             if spread:
                 squares = found.square() if squares is None else squares.add_(found.square())
@@ -128,9 +136,9 @@ class TorchEngine:
             self._networks[key] = model, network.eval().to(self._device)
         return self._networks[key][1]
 
-    def _whole(self, network: nn.Module, array: Tensor, stride: Triple, advance: Advance) -> Tensor:
-        """Logits (heads, Z, Y, X) of one pass over an array (4, Z, Y, X), padded to a multiple of the stride."""
-        padded, box = _pad(array, next_multiple(array.shape[1:], stride))
+    def _whole(self, network: nn.Module, array: Tensor, multiple: Triple, advance: Advance) -> Tensor:
+        """Logits (heads, Z, Y, X) of one pass over an array (4, Z, Y, X), padded with zeros to a multiple."""
+        padded, box = _pad(array, next_multiple(array.shape[1:], multiple))
         logits = self._forward(network, padded[None])[0]
         advance()
         return _inside(logits, box)

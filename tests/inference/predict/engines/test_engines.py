@@ -9,7 +9,15 @@ import pytest
 
 from inference.errors import DeviceError, UsageError
 from inference.predict import engines
-from inference.predict.engines import Profile, available_cores, choose_profile, forward_count, open_engine
+from inference.predict.engines import (
+    Profile,
+    available_cores,
+    choose_profile,
+    forward_count,
+    open_engine,
+    pass_multiple,
+)
+from tests.inference.predict.conftest import FakeModel, make_plans, mednext_architecture, unet_architecture
 
 
 class OnDevice:
@@ -87,6 +95,23 @@ def test_cores_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, q
     (tmp_path / "cpu.max").write_text(quota + "\n", encoding="ascii")
     monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "cpu.max")
     monkeypatch.setattr(engines.os, "sched_getaffinity", lambda _: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert available_cores() == expected
     monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "absent")
     assert available_cores() == 8
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert available_cores() == 3
+    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
+    assert available_cores() == 8
+
+
+@pytest.mark.parametrize(
+    ("architecture", "expected"),
+    [
+        (unet_architecture(), (16, 16, 16)),
+        (unet_architecture((4, 4, 4, 4, 4, 4)), (32, 32, 32)),
+        (mednext_architecture(), (16, 16, 16)),
+    ],
+)
+def test_sizes_of_one_pass(architecture: dict[str, object], expected: tuple[int, int, int]) -> None:
+    assert pass_multiple(FakeModel("a", make_plans(architecture), "regions", (0,), 1.0, {})) == expected
