@@ -23,7 +23,7 @@ EMBEDDED: Final = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _EPILOGUE: Final = """\
 exit status: 0 every case was written; 1 some case failed, the others were written; 2 nothing was attempted.
-environment: GLIOMA_BUNDLE is the default of --bundle, ON_ERROR that of --on-error."""
+environment: GLIOMA_BUNDLE, ON_ERROR and OMP_NUM_THREADS are the defaults of --bundle, --on-error and --threads."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class InferArguments:
     shard: tuple[int, int]
     """(I, N): only every N-th case, from the I-th, counted from 1."""
     threads: int | None
-    """Processor cores to use; None for all that there are."""
+    """Processor cores to use; None for all that this process may use."""
     ignored: tuple[str, ...] = ()
     """Words that mean nothing here."""
 
@@ -105,7 +105,7 @@ def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None 
     verb, rest = (words[0], words[1:]) if words and words[0] in VERBS else ("infer", words)
     bundle = Path(environment.get("GLIOMA_BUNDLE") or EMBEDDED)
     if verb == "infer":
-        return _parse_infer(rest, bundle, environment.get("ON_ERROR") or "skip")
+        return _parse_infer(rest, bundle, environment)
     parser = _Parser(prog=f"python -m inference {verb}", description=_DESCRIPTIONS[verb], allow_abbrev=False)
     if verb == "explain":
         parser.add_argument("record", type=_path, metavar="RECORD.json", help="a record written by infer --record")
@@ -128,11 +128,14 @@ _DESCRIPTIONS: Final = {
 }
 
 
-def _parse_infer(words: Sequence[str], bundle: Path, on_error: str) -> InferArguments:
+def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, str]) -> InferArguments:
     parser = _infer_parser(bundle)
     given, unknown = parser.parse_known_args(list(words))
     ignored = _ignorable(unknown, parser)
-    on_error = given.on_error or on_error
+    on_error = given.on_error or environment.get("ON_ERROR") or "skip"
+    wished = environment.get("OMP_NUM_THREADS", "")
+    # Schedulers set it to what a job was given; on fewer cores than threads, threads wait for each other.
+    threads = given.threads or (int(wished) if wished.isdecimal() and int(wished) else None)
     if on_error not in ("skip", "empty", "stop"):
         raise UsageError(f"ON_ERROR: found {on_error!r} in the environment, expected skip, empty or stop")
     return InferArguments(
@@ -147,7 +150,7 @@ def _parse_infer(words: Sequence[str], bundle: Path, on_error: str) -> InferArgu
         on_error=cast("OnError", on_error),
         resume=given.resume,
         shard=given.shard,
-        threads=given.threads,
+        threads=threads,
         ignored=ignored,
     )
 

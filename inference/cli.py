@@ -96,13 +96,14 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from inference.folders import RecordFile, prepare_folder
     from inference.intake.cases import find_cases
-    from inference.pipeline import Destination, FolderSettings, open_system, segment_folder, shard_of
 
     listing = find_cases(arguments.data_path, ignored=(arguments.output_path,))
     prepare_folder(arguments.output_path)
     if arguments.report:
         prepare_folder(arguments.report)
     recorder = RecordFile(arguments.record)
+    from inference.pipeline import Destination, FolderSettings, open_system, segment_folder, shard_of
+
     system = open_system(
         arguments.bundle,
         profile=arguments.profile,

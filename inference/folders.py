@@ -8,12 +8,14 @@ import logging
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from inference.errors import FolderError
 from inference.intake.writing import write_whole
-from inference.pipeline import FolderOutcome
 from inference.report.record import CaseRecord, RunRecord, render_record
+
+if TYPE_CHECKING:
+    from inference.pipeline import FolderOutcome
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,8 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a test may change is put back after it."""
     for name in ("ON_ERROR", "GLIOMA_BUNDLE"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+    # More threads than idle cores wait for each other.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

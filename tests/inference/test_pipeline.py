@@ -37,7 +37,7 @@ IDS = ["P-00001-000", "P-00002-000", "P-00003-000"]
 
 @pytest.fixture(scope="module")
 def system(tiny_bundle: Path) -> System:
-    return open_system(tiny_bundle, engine="torch", device="cpu")
+    return open_system(tiny_bundle, engine="torch", device="cpu", threads=1)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from inference.labels import SEQUENCES
 
 @pytest.fixture(scope="module")
 def segmenter(tiny_bundle: Path) -> Segmenter:
-    return Segmenter.load(tiny_bundle, engine="torch", device="cpu")
+    return Segmenter.load(tiny_bundle, engine="torch", device="cpu", threads=1)
 
 
 @pytest.fixture
