@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inference.labels import REGIONS
 from inference.predict.engines import Engine, NetworkSource, Profile, forward_count
-from inference.predict.preprocess import Plan, Preprocessed, preprocess, read_plan, to_canonical_axes
+from inference.predict.preprocess import Preprocessed, preprocess_for_all, read_plan, to_canonical_axes
 
 Progress = Callable[[int, int], None]
 """Called with the forward passes done so far and in all."""
@@ -51,7 +51,7 @@ def predict(
     once for models whose plans prepare it alike. Raises BundleError for plans or networks that are refused, and
     DeviceError when memory does not suffice.
     """
-    prepared = _prepare(data, spacing, [read_plan(model.plans) for model in bundle.models])
+    prepared = preprocess_for_all(data, spacing, [read_plan(model.plans) for model in bundle.models])
     passes = (
         len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
         for model, scan in zip(bundle.models, prepared, strict=True)
@@ -69,15 +69,6 @@ def predict(
         # Rounding can take a variance of nothing below zero.
         squares = np.sqrt(np.maximum(squares - probabilities**2, 0))
     return RegionProbabilities(probabilities, squares)
-
-
-def _prepare(data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan]) -> list[Preprocessed]:
-    """The scan as each plan wants it, made once where plans want the same."""
-    made: dict[tuple[object, ...], Preprocessed] = {}
-    for plan in plans:
-        if plan.preprocessing not in made:
-            made[plan.preprocessing] = preprocess(data, spacing, plan)
-    return [replace(made[plan.preprocessing], plan=plan) for plan in plans]
 
 
 def _add(total: NDArray[np.float32], crop: NDArray[np.float32], scan: Preprocessed, weight: np.float32) -> None:

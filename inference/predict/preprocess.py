@@ -6,7 +6,7 @@ The same steps as nnU-Net 2.8.1's `DefaultPreprocessor` (transpose, crop to nonz
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
@@ -120,26 +120,51 @@ def preprocess(data: NDArray[np.float32], spacing: Sequence[float], plan: Plan) 
     Cropped to the box of voxels that are not zero in some sequence, z-scored per sequence, resampled to the plan's
     spacing where it differs. The scan is left as it is.
     """
-    order = _axis_order(plan)
-    turned = data.transpose(0, *(axis + 1 for axis in order))
+    return preprocess_for_all(data, spacing, [plan])[0]
+
+
+def preprocess_for_all(
+    data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan]
+) -> list[Preprocessed]:
+    """What each of several plans makes of a scan, as :func:`preprocess` says; what they have in common is done once."""
+    crops: dict[tuple[object, ...], tuple[NDArray[np.float32], Box]] = {}
+    made: dict[tuple[object, ...], Preprocessed] = {}
+    for plan in plans:
+        cropped = plan.masked, plan.transpose
+        if cropped not in crops:
+            crops[cropped] = _scored_crop(data, plan)
+        if plan.preprocessing not in made:
+            made[plan.preprocessing] = _resampled(*crops[cropped], data.shape[1:], spacing, plan)
+    return [replace(made[plan.preprocessing], plan=plan) for plan in plans]
+
+
+def _scored_crop(data: NDArray[np.float32], plan: Plan) -> tuple[NDArray[np.float32], Box]:
+    """The crop (4, Z, Y, X) in the network's axes with its sequences z-scored, and its box in those axes."""
+    turned = data.transpose(0, *(axis + 1 for axis in _axis_order(plan)))
     mask = (turned != 0).any(axis=0)
     box = _bounding_box(mask)
     (z0, z1), (y0, y1), (x0, x1) = box
     brain = _without_holes(mask[z0:z1, y0:y1, x0:x1])
     crop = turned[:, z0:z1, y0:y1, x0:x1]
     images = [_z_score(image, brain if masked else None) for image, masked in zip(crop, plan.masked, strict=True)]
-    crop_spacing = tuple(float(spacing[axis]) for axis in order)
-    shape = tuple(
-        round(old / new * size) for old, new, size in zip(crop_spacing, plan.spacing, brain.shape, strict=True)
-    )
-    array = resample(np.stack(images), shape, crop_spacing, plan.spacing, plan.data_resampling)
+    return np.stack(images), box
+
+
+def _resampled(
+    crop: NDArray[np.float32], box: Box, scan_shape: Sequence[int], spacing: Sequence[float], plan: Plan
+) -> Preprocessed:
+    order = _axis_order(plan)
+    first, second, third = (float(spacing[axis]) for axis in order)
+    crop_spacing = first, second, third
+    sizes = zip(crop_spacing, plan.spacing, crop.shape[1:], strict=True)
+    shape = [round(old / new * size) for old, new, size in sizes]
     back = np.argsort(order)
     return Preprocessed(
-        array=array,
+        array=resample(crop, shape, crop_spacing, plan.spacing, plan.data_resampling),
         box=(box[back[0]], box[back[1]], box[back[2]]),
-        scan_shape=_triple(data.shape[1:]),
-        crop_shape=_triple(brain.shape),
-        crop_spacing=(crop_spacing[0], crop_spacing[1], crop_spacing[2]),
+        scan_shape=_triple(scan_shape),
+        crop_shape=_triple(crop.shape[1:]),
+        crop_spacing=crop_spacing,
         plan=plan,
     )
 

@@ -1,7 +1,7 @@
 """Changing the grid of an array as nnU-Net 2.8.1 does, by the two functions that its plans name.
 
 `resample_data_or_seg_to_shape` is scikit-image's spline `resize`; `resample_torch_fornnunet` is linear interpolation
-(PyTorch's `interpolate` with `align_corners=False`), done here as one small matrix per axis so that it needs no torch.
+(PyTorch's `interpolate` with `align_corners=False`), done here one axis after the other so that it needs no torch.
 Both treat a thick-slice axis apart: interpolation in the slices, nearest neighbour across them.
 """
 
@@ -102,35 +102,29 @@ def _resample_linearly(array: NDArray[np.float32], shape: Sequence[int], thick: 
             nearest = np.floor((np.arange(new, dtype=np.float32) + 0.5) * (np.float32(old) / np.float32(new)))
             array = np.take(array, np.minimum(nearest.astype(np.intp), old - 1), axis=axis + 1)
         else:
-            array = _apply(_linear_weights(old, new), array, axis + 1)
+            array = _interpolated(array, axis + 1, new)
     return array
 
 
-def _linear_weights(old: int, new: int) -> NDArray[np.float32]:
-    """Matrix (new, old) of linear interpolation between voxel centres, constant beyond the outermost.
+def _interpolated(array: NDArray[np.float32], axis: int, new: int) -> NDArray[np.float32]:
+    """Linear interpolation along one axis to `new` voxels, constant beyond the centres of the outermost.
 
     The points are rounded to single precision where PyTorch's are: the scale, and the fused multiply-add after it.
     """
+    old = array.shape[axis]
     scale = np.float64(np.float32(old) / np.float32(new))
-    points = (scale * (np.arange(new) + 0.5) - 0.5).astype(np.float32)
-    points = np.maximum(points, np.float32(0))
-    below = np.minimum(points.astype(np.intp), old - 1)
-    above = np.minimum(below + 1, old - 1)
-    fraction = points - below.astype(np.float32)
-    weights = np.zeros((new, old), np.float32)
-    rows = np.arange(new)
-    np.add.at(weights, (rows, below), 1 - fraction)
-    np.add.at(weights, (rows, above), fraction)
-    return weights
-
-
-def _apply(weights: NDArray[np.float32], array: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
-    """Multiply one axis of an array by a matrix (new, old)."""
-    before, after = array.shape[:axis], array.shape[axis + 1 :]
-    if after:
-        array = array.reshape(int(np.prod(before)), array.shape[axis], int(np.prod(after)))
-    result: NDArray[np.float32] = np.matmul(weights, array) if after else np.matmul(array, weights.T)
-    return result.reshape(*before, weights.shape[0], *after)
+    points = np.maximum((scale * (np.arange(new) + 0.5) - 0.5).astype(np.float32), 0)
+    before = np.minimum(points.astype(np.intp), old - 1)
+    fraction = points - before.astype(np.float32)
+    along = [1] * array.ndim
+    along[axis] = new
+    below: NDArray[np.float32] = np.take(array, before, axis=axis)
+    above = np.take(array, np.minimum(before + 1, old - 1), axis=axis)
+    # In place, for the arrays are large.
+    above -= below
+    above *= fraction.reshape(along)
+    below += above
+    return below
 
 
 def _resample_by_splines(

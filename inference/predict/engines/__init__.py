@@ -25,7 +25,7 @@ PROFILES: Final = ("auto", "paper", "fast")
 """What `--profile` accepts."""
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
-_COARSE: Final = 16
+_COARSE: Final = 8
 _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 Advance = Callable[[], None]
@@ -126,9 +126,9 @@ def heads_of(model: NetworkSource) -> int:
 
 
 def pass_multiple(model: NetworkSource) -> Triple:
-    """What sizes (Z, Y, X) of a `fast` pass are rounded up to: multiples of the network's stride and of 16.
+    """What sizes (Z, Y, X) of a `fast` pass are rounded up to: multiples of the network's stride and of 8.
 
-    16, so that scans of nearly the same size share what an engine prepares for a size.
+    8, so that scans of nearly the same size share what an engine prepares for a size.
     """
     z, y, x = (math.lcm(step, _COARSE) for step in network_stride(model.architecture))
     return z, y, x

@@ -108,7 +108,7 @@ def test_cores_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, q
 @pytest.mark.parametrize(
     ("architecture", "expected"),
     [
-        (unet_architecture(), (16, 16, 16)),
+        (unet_architecture(), (8, 8, 8)),
         (unet_architecture((4, 4, 4, 4, 4, 4)), (32, 32, 32)),
         (mednext_architecture(), (16, 16, 16)),
     ],
