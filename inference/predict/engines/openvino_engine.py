@@ -148,6 +148,8 @@ class OpenVinoEngine:
             "INFERENCE_PRECISION_HINT": precision,
             "INFERENCE_NUM_THREADS": self._threads,
             "PERFORMANCE_HINT": "LATENCY",
+            # A thread tied to a core that others use as well holds all of them up.
+            "ENABLE_CPU_PINNING": False,
         }
         return self._core.compile_model(graph, "CPU", settings)
 
