@@ -46,7 +46,7 @@ demo() {
         --record demo/record.json --report demo/report
     .venv/bin/python -m training evaluate --reference demo/reference --prediction demo/output --version 2023 \
         --output demo/scores.json --table demo/scores.md
-    cat demo/scores.md
+    head -n 5 demo/scores.md
     .venv/bin/python -m training picture --input demo/input --reference demo/reference --prediction demo/output \
         --output demo/demo.png
     echo "picture: demo/demo.png    page: demo/report/index.html"
