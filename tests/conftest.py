@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
-    """Real scans and golden numbers, which are not part of the repository; the test is skipped where they are absent."""
+    """Real scans and golden numbers, no part of the repository; the test is skipped where they are absent."""
     folder = ROOT.parent / "shared"
     if not folder.is_dir():
         pytest.skip("needs the real scans and golden numbers in ../shared")

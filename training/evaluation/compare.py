@@ -114,8 +114,8 @@ def _panel(panel: Axes, systems: Systems, region: int, metric: int) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `compare`."""
     parser.description = (
-        "Compare systems on the cases that all of them have: means, differences by case with a paired Wilcoxon test and "
-        "bootstrap intervals, and the BraTS ranking. Systems are called by their files."
+        "Compare systems on the cases that all of them have: means, differences by case with a paired Wilcoxon test "
+        "and bootstrap intervals, and the BraTS ranking. Systems are called by their files."
     )
     parser.add_argument("scores", type=Path, nargs="+", metavar="FILE.json", help="written by `evaluate --output`")
     parser.add_argument("--table", type=Path, action="append", default=[], metavar="FILE.md|.csv", help="repeatable")
