@@ -78,7 +78,7 @@ class Segmenter:
             record = walk_to_end(segment_case(Case(case, paths), self._system, Destination(folder)))
             written = nib.load(folder / f"{case}.nii.gz")
             labels = np.asarray(written.dataobj, np.uint8)
-        return Segmentation(labels, written.affine, nib.Nifti1Image(labels, None, written.header), record)
+        return Segmentation(labels, written.affine, nib.Nifti1Image(labels, written.affine, written.header), record)
 
 
 def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:

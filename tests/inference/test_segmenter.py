@@ -32,6 +32,7 @@ def test_paths_images_and_arrays_give_the_same(segmenter: Segmenter, files: dict
     assert by_path.labels.shape == images["t1n"].shape
     assert by_path.record.status == "ok"
     np.testing.assert_array_equal(by_path.affine, images["t1n"].affine)
+    np.testing.assert_array_equal(by_path.image.affine, images["t1n"].affine)
     for given in (images, arrays, {name: str(path) for name, path in files.items()}):
         result = segmenter.segment(**given)
         np.testing.assert_array_equal(result.labels, by_path.labels)
