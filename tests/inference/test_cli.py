@@ -317,3 +317,10 @@ def test_a_device_that_fails_is_one_line(
     monkeypatch.setattr("inference.pipeline.open_engine", broken)
     assert infer(cases, tiny_bundle) == 2
     assert capsys.readouterr().err.startswith("error: device cuda: compute capability 12.1")
+
+
+def test_info_gives_scores_line_by_line():
+    from inference.cli import _leaves
+
+    scores = {"out_of_fold": {"ensemble": {"WT": {"dice": 0.72224, "cases": 11}}}, "how": "by the network left out"}
+    assert list(_leaves(scores)) == ["out_of_fold ensemble WT: dice 0.7222, cases 11", "how: by the network left out"]
