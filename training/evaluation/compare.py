@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from inference.errors import ExitStatus, FolderError, GliomaError, UsageError
+from inference.errors import ExitStatus, FolderError, UsageError
 from training.evaluation.systems import RANKED_METRICS, Difference, Systems, differences, load_systems
 from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
 
@@ -126,15 +126,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `compare`; the exit status. Without `--table` the report goes to the standard output."""
-    try:
-        return _run(arguments)
-    except GliomaError as error:
-        _LOG.error("%s", error)
-        return ExitStatus.NOTHING_ATTEMPTED
+    """Carry out `compare`; the exit status. Without `--table` the report goes to the standard output.
 
-
-def _run(arguments: argparse.Namespace) -> int:
+    Raises UsageError or FolderError where nothing could be attempted.
+    """
     tables = [check_table(path) for path in arguments.table]
     if arguments.plot is not None and arguments.plot.suffix != ".png":
         raise UsageError(f"{arguments.plot}: the plot ends in .png")

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
-from inference.errors import CaseError, ExitStatus, GliomaError, UsageError
+from inference.errors import CaseError, ExitStatus, UsageError
 from training.evaluation.files import check_geometry, find_label_maps, read_label_map, unmatched
 from training.evaluation.lesionwise import RegionScore, Version, score_case, score_missing
 from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
@@ -177,15 +177,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `evaluate`; the exit status. Without `--output` and `--table` the means go to the standard output."""
-    try:
-        return _run(arguments)
-    except GliomaError as error:
-        _LOG.error("%s", error)
-        return ExitStatus.NOTHING_ATTEMPTED
+    """Carry out `evaluate`; the exit status. Without `--output` and `--table` the means go to the standard output.
 
-
-def _run(arguments: argparse.Namespace) -> int:
+    Raises UsageError or FolderError where nothing could be attempted.
+    """
     output: Path | None = arguments.output
     table: Path | None = None if arguments.table is None else check_table(arguments.table)
     if arguments.jobs < 1:

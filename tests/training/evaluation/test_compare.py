@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import argparse
 import csv
 
 import numpy as np
 import pytest
 from matplotlib import image
 
-from training.evaluation import compare
+from training.cli import main
 from training.evaluation.systems import differences, load_systems
 
 from .test_systems import write
@@ -23,9 +22,7 @@ def files(tmp_path):
 
 
 def command(*arguments):
-    parser = argparse.ArgumentParser()
-    compare.add_arguments(parser)
-    return compare.run(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["compare", *(str(argument) for argument in arguments)])
 
 
 def test_markdown_report(files, tmp_path):

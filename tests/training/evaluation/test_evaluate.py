@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 
 import numpy as np
 import pytest
 
-from training.evaluation import evaluate
+from training.cli import main
 from training.evaluation.lesionwise import score_case
 
 from .scenes import ED, ET, ISOTROPIC, NCR, save, with_boxes
@@ -38,9 +37,7 @@ def folders(tmp_path):
 
 
 def command(*arguments):
-    parser = argparse.ArgumentParser()
-    evaluate.add_arguments(parser)
-    return evaluate.run(parser.parse_args([str(argument) for argument in arguments]))
+    return main(["evaluate", *(str(argument) for argument in arguments)])
 
 
 def evaluated(folders, tmp_path, *further, version=2024):
