@@ -6,7 +6,6 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,6 +29,9 @@ _CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
+Heed = Callable[[NDArray[np.float32]], None]
+"""Called with what each network says: probabilities (3, Z, Y, X) of WT, TC, ET in its axes, on the crop of the scan.
+The array is the engine's own, and changes after the call."""
 
 
 class Profile(StrEnum):
@@ -79,16 +81,6 @@ class NetworkSource(Protocol):
         """File of one fold's network."""
 
 
-@dataclass(frozen=True)
-class FoldMeans:
-    """What the folds of one model say of a scan. Arrays (3, Z, Y, X): WT, TC, ET in the network's axes, on the crop."""
-
-    probabilities: NDArray[np.float32]
-    """Mean over folds of the region probabilities."""
-    squares: NDArray[np.float32] | None
-    """Mean over folds of their squares, where the spread was asked for."""
-
-
 class Engine(Protocol):
     """Runs networks. An engine keeps the networks that it has loaded, so make one and use it for every case."""
 
@@ -111,12 +103,18 @@ class Engine(Protocol):
         """
 
     def mean_over_folds(
-        self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance, *, spread: bool
-    ) -> FoldMeans:
-        """Region probabilities of a preprocessed scan, averaged over a model's folds, one fold at a time.
+        self,
+        model: NetworkSource,
+        prepared: Preprocessed,
+        profile: Profile,
+        advance: Advance,
+        heed: Heed | None = None,
+    ) -> NDArray[np.float32]:
+        """Probabilities (3, Z, Y, X) of WT, TC, ET, in the network's axes on the crop: a model's mean over its folds.
 
         `paper` brings the logits of each fold to the scan's spacing before the sigmoid or softmax, as nnU-Net does;
-        `fast` averages probabilities on the network's grid and brings the average to the scan's spacing once.
+        `fast` averages probabilities on the network's grid and brings the average to the scan's spacing once. Where
+        somebody heeds the single networks, each is brought there for them as well, which `fast` else saves.
         """
 
 

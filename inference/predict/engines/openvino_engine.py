@@ -20,7 +20,7 @@ from inference.labels import SEQUENCES, regions_from_label_probabilities
 from inference.predict.engines import (
     Advance,
     Engine,
-    FoldMeans,
+    Heed,
     NetworkSource,
     Profile,
     available_cores,
@@ -82,25 +82,25 @@ class OpenVinoEngine:
             self._network(model, fold)
 
     def mean_over_folds(
-        self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance, *, spread: bool
-    ) -> FoldMeans:
+        self,
+        model: NetworkSource,
+        prepared: Preprocessed,
+        profile: Profile,
+        advance: Advance,
+        heed: Heed | None = None,
+    ) -> NDArray[np.float32]:
         """As :class:`inference.predict.engines.Engine` says."""
         if not self._trusts(model):
-            return self._fallback().mean_over_folds(model, prepared, profile, advance, spread=spread)
+            return self._fallback().mean_over_folds(model, prepared, profile, advance, heed)
         total: NDArray[np.float32] | None = None
-        squares: NDArray[np.float32] | None = None
         for fold in model.folds:
             found = self._fold(model, fold, prepared, profile, advance)
-            if spread:
-                squares = found**2 if squares is None else squares + found**2
+            if heed is not None:
+                heed(found if profile is Profile.PAPER else to_crop_grid(found, prepared))
             total = found if total is None else np.add(total, found, out=total)
         assert total is not None, "a model has at least one fold"
-        means = [None if part is None else part / np.float32(len(model.folds)) for part in (total, squares)]
-        if profile is Profile.FAST:
-            means = [None if part is None else to_crop_grid(part, prepared) for part in means]
-        probabilities, square_means = means
-        assert probabilities is not None
-        return FoldMeans(probabilities, square_means)
+        mean = total / np.float32(len(model.folds))
+        return mean if profile is Profile.PAPER else to_crop_grid(mean, prepared)
 
     def _fold(
         self, model: NetworkSource, fold: int, prepared: Preprocessed, profile: Profile, advance: Advance

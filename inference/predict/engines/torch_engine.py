@@ -19,7 +19,7 @@ from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import (
     Advance,
-    FoldMeans,
+    Heed,
     NetworkSource,
     Profile,
     available_cores,
@@ -97,11 +97,16 @@ class TorchEngine:
 
     @torch.inference_mode()
     def mean_over_folds(
-        self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance, *, spread: bool
-    ) -> FoldMeans:
+        self,
+        model: NetworkSource,
+        prepared: Preprocessed,
+        profile: Profile,
+        advance: Advance,
+        heed: Heed | None = None,
+    ) -> NDArray[np.float32]:
         """As :class:`inference.predict.engines.Engine` says."""
         array = torch.from_numpy(prepared.array).to(self._device)
-        total = squares = None
+        total: Tensor | None = None
         for fold in model.folds:
             network = self._network(model, fold)
             if profile is Profile.PAPER:
@@ -110,15 +115,14 @@ class TorchEngine:
             else:
                 logits = self._whole(network, array, pass_multiple(model), advance)
                 found = region_probabilities(logits, model.heads)
-            if spread:
-                squares = found.square() if squares is None else squares.add_(found.square())
+            if heed is not None:
+                heed((found if profile is Profile.PAPER else _resample(found, prepared)).cpu().numpy())
             total = found if total is None else total.add_(found)
-        means = [None if part is None else part.div_(len(model.folds)) for part in (total, squares)]
-        if profile is Profile.FAST:
-            means = [None if part is None else _resample(part, prepared) for part in means]
-        probabilities, square_means = (None if part is None else part.cpu().numpy() for part in means)
-        assert probabilities is not None, "a model has at least one fold"
-        return FoldMeans(probabilities, square_means)
+        assert total is not None, "a model has at least one fold"
+        mean = total.div_(len(model.folds))
+        mean = mean if profile is Profile.PAPER else _resample(mean, prepared)
+        array_of_mean: NDArray[np.float32] = mean.cpu().numpy()
+        return array_of_mean
 
     @torch.inference_mode()
     def logits(self, model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from inference.predict.engines import FoldMeans, Profile
+from inference.predict.engines import Profile
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.ensemble import predict
 from inference.predict.preprocess import to_scan_grid
@@ -124,13 +124,15 @@ class Fixed:
         self.answers = answers
         self.arrays: list[int] = []
 
-    def mean_over_folds(self, model, prepared, _profile, advance, *, spread) -> FoldMeans:
+    def mean_over_folds(self, model, prepared, _profile, advance, heed=None) -> np.ndarray:
         self.arrays.append(id(prepared.array))
         for _ in model.folds:
             advance()
         values = np.array(self.answers[model.name], np.float32)
         ones = np.ones((3, *prepared.crop_shape), np.float32)
-        return FoldMeans(ones * values.mean(), ones * (values**2).mean() if spread else None)
+        for value in values if heed else ():
+            heed(ones * value)
+        return ones * values.mean()
 
 
 def fixed_model(name: str, weight: float, folds: int = 2, **plan: object) -> FakeModel:
@@ -141,7 +143,7 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
     data = make_scan((20, 24, 28))
     bundle = FakeBundle((fixed_model("a", 3.0), fixed_model("b", 1.0)))
     engine = Fixed({"a": [0.1, 0.3], "b": [1.0, 0.6]})
-    result = predict(data, MILLIMETRE, bundle, engine, Profile.FAST, spread=True)
+    result = predict(data, MILLIMETRE, bundle, engine, Profile.FAST, compare_at=(0.5, 0.25, 0.7))
     inside = to_scan_grid_ones(data)
     assert result.array.shape == (3, 20, 24, 28)
     assert result.array.dtype == np.float32
@@ -149,9 +151,11 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
     assert not result.array[~inside].any()
     values, shares = np.array([0.1, 0.3, 1.0, 0.6]), np.array([3, 3, 1, 1]) / 8
     deviation = np.sqrt((shares * (values - 0.35) ** 2).sum())
-    assert result.spread is not None
-    assert result.spread[inside] == pytest.approx(deviation, rel=1e-5)
-    assert not result.spread[~inside].any()
+    assert result.agreement is not None
+    assert result.agreement.spread[inside] == pytest.approx(deviation, rel=1e-5)
+    assert not result.agreement.spread[~inside].any()
+    # The mean is 0.35: no WT, but both networks of b see one; TC, but for one network of a; no ET, but for one of b.
+    assert result.agreement.overlap == pytest.approx({"WT": 6 / 8, "TC": 5 / 8, "ET": 7 / 8})
 
 
 def to_scan_grid_ones(data: np.ndarray) -> np.ndarray:
@@ -161,9 +165,23 @@ def to_scan_grid_ones(data: np.ndarray) -> np.ndarray:
     return to_scan_grid(np.ones((3, *prepared.array.shape[1:]), np.float32), prepared) > 0
 
 
-def test_no_spread_unless_asked_for() -> None:
+def test_networks_are_not_compared_unless_asked_for() -> None:
     bundle = FakeBundle((fixed_model("a", 1.0),))
-    assert predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5]}), Profile.FAST).spread is None
+    assert predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5]}), Profile.FAST).agreement is None
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_networks_that_say_the_same_agree_wherever_their_grid_lies(profile: Profile, make_model: Callable) -> None:
+    changes = {"spacing": (1.5, 1.4, 1.6), "patch": (16, 16, 16), "transpose": (1, 0, 2)}
+    model = make_model(make_plans(unet_architecture(), **changes), folds=1)
+    twice = FakeModel("twice", model.plans, "regions", (0, 1), 2.0, {0: model.arrays[0], 1: model.arrays[0]})
+    data = make_scan((20, 26, 24), margin=2)
+    result = predict(data, MILLIMETRE, FakeBundle((model, twice)), TorchEngine("cpu"), profile, compare_at=(0.5,) * 3)
+    assert result.array.std() > 0.05
+    assert result.agreement is not None
+    # Squares are rounded, and a root makes much of little.
+    assert result.agreement.spread.max() < 2e-3
+    assert result.agreement.overlap == pytest.approx({"WT": 1, "TC": 1, "ET": 1}, abs=1e-3)
 
 
 def test_plans_that_prepare_alike_share_one_array() -> None:

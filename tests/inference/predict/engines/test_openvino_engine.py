@@ -42,24 +42,31 @@ def test_float32_equals_torch(
     plans = make_plans(architecture, spacing=(1.4, 1.4, 1.4), patch=(32, 32, 16))
     model = make_model(plans, heads=heads)
     prepared = prepared_for(model)
-    expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, spread=True)
-    found = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, profile, nothing, spread=True)
-    assert expected.probabilities.std() > 0.05
+    heard: dict[str, list[np.ndarray]] = {"torch": [], "openvino": []}
+
+    def keep(engine: str) -> Callable[[np.ndarray], None]:
+        return lambda found: heard[engine].append(found.copy())
+
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, keep("torch"))
+    engine = OpenVinoEngine(precision="f32")
+    found = engine.mean_over_folds(model, prepared, profile, nothing, keep("openvino"))
+    assert expected.std() > 0.05
     # OpenVINO's norm sums less exactly than torch's, which shows where most of a pass is padding.
-    difference = np.abs(found.probabilities - expected.probabilities)
+    difference = np.abs(found - expected)
     assert difference.max() < 1e-3
     assert difference.mean() < 1e-4
-    assert found.squares is not None
-    assert np.abs(found.squares - expected.squares).max() < 2e-3
+    assert np.abs(np.mean(heard["openvino"], axis=0) - found).max() < 1e-5
+    for one, other in zip(heard["openvino"], heard["torch"], strict=True):
+        assert np.abs(one - other).max() < 2e-3
 
 
 @BOTH
 def test_the_precision_of_this_processor_is_close(architecture: dict[str, object], make_model: Callable) -> None:
     model = make_model(make_plans(architecture))
     prepared = prepared_for(model)
-    exact = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
-    found = OpenVinoEngine().mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
-    assert np.abs(found.probabilities - exact.probabilities).mean() < 0.01
+    exact = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing)
+    found = OpenVinoEngine().mean_over_folds(model, prepared, Profile.FAST, nothing)
+    assert np.abs(found - exact).mean() < 0.01
 
 
 @BOTH
@@ -71,9 +78,9 @@ def test_exported_networks_give_the_same(architecture: dict[str, object], make_m
     prepared = prepared_for(model)
     engine = OpenVinoEngine(precision="f32")
     engine.load(stored)
-    found = engine.mean_over_folds(stored, prepared, Profile.FAST, nothing, spread=False)
-    expected = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
-    assert np.abs(found.probabilities - expected.probabilities).max() < 0.01, "weights are in half precision"
+    found = engine.mean_over_folds(stored, prepared, Profile.FAST, nothing)
+    expected = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing)
+    assert np.abs(found - expected).max() < 0.01, "weights are in half precision"
 
 
 def test_a_stored_network_of_another_shape_is_refused(make_model: Callable, tmp_path: Path) -> None:
@@ -103,12 +110,12 @@ def test_what_openvino_cannot_build_is_left_to_torch(make_model: Callable, caplo
     engine = OpenVinoEngine()
     with caplog.at_level(logging.WARNING):
         engine.load(model)
-        found = engine.mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+        found = engine.mean_over_folds(model, prepared, Profile.FAST, nothing)
     assert "torch does instead" in caplog.text
     assert caplog.text.count("torch does instead") == 1
     assert "nnunet: torch" in engine.description
-    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
-    assert np.array_equal(found.probabilities, expected.probabilities)
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing)
+    assert np.array_equal(found, expected)
 
 
 @pytest.mark.parametrize("against_torch", [False, True])
@@ -132,10 +139,10 @@ def test_a_network_that_disagrees_is_left_to_torch(
     monkeypatch.setattr(openvino_engine, "_forward_of", wrong_at_first)
     engine = OpenVinoEngine(precision="bf16", against_torch=against_torch)
     with caplog.at_level(logging.WARNING):
-        found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+        found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
     assert "differ" in caplog.text
-    expected = TorchEngine("cpu").mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
-    assert np.array_equal(found.probabilities, expected.probabilities)
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    assert np.array_equal(found, expected)
 
 
 def test_a_graph_that_does_not_compile_is_left_to_torch(
@@ -147,10 +154,10 @@ def test_a_graph_that_does_not_compile_is_left_to_torch(
     monkeypatch.setattr(OpenVinoEngine, "_compile", broken)
     model = make_model(make_plans(unet_architecture()), folds=1)
     with caplog.at_level(logging.WARNING):
-        found = OpenVinoEngine().mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+        found = OpenVinoEngine().mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
     assert "no such primitive" in caplog.text
     assert "stack of lines" not in caplog.text
-    assert found.probabilities.shape[0] == 3
+    assert found.shape[0] == 3
 
 
 def test_networks_are_compiled_once(make_model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +173,7 @@ def test_networks_are_compiled_once(make_model: Callable, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(OpenVinoEngine, "_compile", counted)
     for _ in range(2):
-        engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing, spread=False)
+        engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
     assert count == len(model.folds)
 
 
@@ -174,9 +181,9 @@ def test_progress_counts_every_forward(make_model: Callable) -> None:
     model = make_model(make_plans(unet_architecture(), patch=(32, 32, 48)), folds=1)
     seen: list[int] = []
     engine = OpenVinoEngine()
-    engine.mean_over_folds(model, prepared_for(model), Profile.FAST, lambda: seen.append(1), spread=False)
+    engine.mean_over_folds(model, prepared_for(model), Profile.FAST, lambda: seen.append(1))
     assert len(seen) == 1
-    engine.mean_over_folds(model, prepared_for(model), Profile.PAPER, lambda: seen.append(1), spread=False)
+    engine.mean_over_folds(model, prepared_for(model), Profile.PAPER, lambda: seen.append(1))
     assert (len(seen) - 1) % 8 == 0
     assert len(seen) > 8
 

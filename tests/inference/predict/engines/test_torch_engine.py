@@ -47,7 +47,10 @@ def test_fast_is_one_padded_pass_averaged_on_the_networks_grid(
     changes = {"resampling": resampling} if resampling else {}
     model = make_model(make_plans(architecture, spacing=(1.4, 1.4, 1.4), **changes), heads=heads)
     prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
-    found = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=True)
+    heard: list[np.ndarray] = []
+    found = TorchEngine("cpu").mean_over_folds(
+        model, prepared, Profile.FAST, nothing, lambda array: heard.append(array.copy())
+    )
     pads = [(0, 0)]
     for size in prepared.array.shape[1:]:
         missing = -size % (16 if architecture["network_class_name"] == "MedNeXt" else 8)
@@ -61,15 +64,15 @@ def test_fast_is_one_padded_pass_averaged_on_the_networks_grid(
             folds.append(torch.sigmoid(logits).numpy())
         else:
             folds.append(regions_from_label_probabilities(torch.softmax(logits, 0).numpy()))
-    assert np.abs(found.probabilities - to_crop_grid(np.mean(folds, axis=0), prepared)).max() < 1e-5
-    assert found.squares is not None
-    assert np.abs(found.squares - to_crop_grid(np.mean(np.square(folds), axis=0), prepared)).max() < 1e-5
+    assert np.abs(found - to_crop_grid(np.mean(folds, axis=0), prepared)).max() < 1e-5
+    for network, fold in zip(heard, folds, strict=True):
+        assert np.abs(network - to_crop_grid(fold, prepared)).max() < 1e-5
 
 
 def test_a_batch_that_does_not_fit_is_halved(make_model: Callable) -> None:
     model = make_model(make_plans(unet_architecture(), patch=(16, 16, 16)), folds=1)
     prepared = preprocess(make_scan((28, 26, 30)), MILLIMETRE, read_plan(model.plans))
-    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.PAPER, nothing, spread=False)
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, Profile.PAPER, nothing)
     engine = TorchEngine("cpu")
     engine._batch = 8
     network = engine._network(model, 0)
@@ -81,10 +84,10 @@ def test_a_batch_that_does_not_fit_is_halved(make_model: Callable) -> None:
             raise torch.OutOfMemoryError
 
     network.register_forward_pre_hook(short_of_memory)
-    found = engine.mean_over_folds(model, prepared, Profile.PAPER, nothing, spread=False)
+    found = engine.mean_over_folds(model, prepared, Profile.PAPER, nothing)
     assert sizes[:4] == [8, 4, 2, 2]
     assert max(sizes[6:]) == 2, "what did not fit is not tried again"
-    assert np.abs(found.probabilities - expected.probabilities).max() < 1e-5
+    assert np.abs(found - expected).max() < 1e-5
 
 
 def test_one_pass_that_does_not_fit_is_a_named_error(make_model: Callable) -> None:
@@ -97,7 +100,7 @@ def test_one_pass_that_does_not_fit_is_a_named_error(make_model: Callable) -> No
 
     engine._network(model, 0).register_forward_pre_hook(short_of_memory)
     with pytest.raises(DeviceError, match="not enough memory"):
-        engine.mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+        engine.mean_over_folds(model, prepared, Profile.FAST, nothing)
 
 
 def test_networks_are_loaded_once_and_never_confused(make_model: Callable) -> None:
@@ -112,7 +115,7 @@ def test_wrong_weights_are_refused(make_model: Callable) -> None:
     prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
     del model.arrays[0]["encoder.stages.0.0.convs.0.conv.weight"]
     with pytest.raises(BundleError, match="missing"):
-        TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing, spread=False)
+        TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing)
 
 
 def test_label_heads_become_regions_as_the_labels_module_says() -> None:
@@ -157,6 +160,6 @@ def test_half_precision_on_a_gpu_agrees(make_model: Callable) -> None:
     model = make_model(make_plans(unet_architecture(), spacing=(1.4, 1.4, 1.4)))
     prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
     for profile in Profile:
-        found = TorchEngine("cuda").mean_over_folds(model, prepared, profile, nothing, spread=False)
-        expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, spread=False)
-        assert np.abs(found.probabilities - expected.probabilities).max() < 0.02
+        found = TorchEngine("cuda").mean_over_folds(model, prepared, profile, nothing)
+        expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing)
+        assert np.abs(found - expected).max() < 0.02
