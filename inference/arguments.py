@@ -46,6 +46,10 @@ class InferArguments:
     """File of the run's record."""
     report: Path | None
     """Folder of figures and page."""
+    probabilities: Path | None
+    """Folder of the probability maps."""
+    uncertainty: Path | None
+    """Folder of the maps of disagreement between the networks."""
     on_error: OnError
     """What to do about a failed case."""
     resume: bool
@@ -147,6 +151,8 @@ def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, s
         device=given.device,
         record=given.record,
         report=given.report,
+        probabilities=given.probabilities,
+        uncertainty=given.uncertainty,
         on_error=cast("OnError", on_error),
         resume=given.resume,
         shard=given.shard,
@@ -171,7 +177,11 @@ def _infer_parser(bundle: Path) -> _Parser:
     add("--engine", choices=("auto", "torch", "openvino"), default="auto")
     add("--device", type=_device, default="auto", metavar="auto|cpu|cuda|cuda:N")
     add("--record", type=_path, metavar="FILE.json", help="write what happened to every case")
-    add("--report", type=_path, metavar="DIR", help="draw every case")
+    add("--report", type=_path, metavar="DIR", help="draw every case, with a page of all")
+    add(
+        "--probabilities", type=_path, metavar="DIR", help="write <ID>_probabilities.nii.gz: WT, TC, ET of the ensemble"
+    )
+    add("--uncertainty", type=_path, metavar="DIR", help="write <ID>_uncertainty.nii.gz: where the networks disagree")
     add(
         "--on-error",
         "--on_error",

@@ -94,13 +94,19 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     threads = arguments.threads or machine.threads
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from inference.folders import RecordFile, prepare_folder
+    from inference.folders import RecordFile, keep_apart, prepare_folder
     from inference.intake.cases import find_cases
 
-    listing = find_cases(arguments.data_path, ignored=(arguments.output_path,))
-    prepare_folder(arguments.output_path)
-    if arguments.report:
-        prepare_folder(arguments.report)
+    further = {
+        "report": arguments.report,
+        "probabilities": arguments.probabilities,
+        "uncertainty": arguments.uncertainty,
+    }
+    wanted = {f"--{option}": folder for option, folder in further.items() if folder is not None}
+    keep_apart(wanted, {"cases": arguments.data_path, "label maps": arguments.output_path})
+    listing = find_cases(arguments.data_path, ignored=(arguments.output_path, *wanted.values()))
+    for folder in (arguments.output_path, *wanted.values()):
+        prepare_folder(folder)
     recorder = RecordFile(arguments.record)
     from inference.pipeline import Destination, FolderSettings, open_system, segment_folder, shard_of
 
@@ -113,7 +119,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     )
     recorder.begin(_describe_run(arguments, words, system, threads, time.perf_counter() - begin))
     _preflight(machine, system, threads)
-    into = Destination(arguments.output_path, arguments.report)
+    into = Destination(arguments.output_path, **further)
     settings = FolderSettings(into, arguments.on_error, arguments.resume, arguments.shard)
     total = len(shard_of([*listing.cases, *listing.problems], arguments.shard))
 

@@ -6,11 +6,12 @@ import errno
 import json
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from inference.errors import FolderError
+from inference.errors import FolderError, UsageError
 from inference.intake.writing import write_whole
 from inference.report.record import CaseRecord, RunRecord, render_record
 
@@ -36,6 +37,17 @@ def prepare_folder(folder: Path) -> None:
     except OSError as error:
         if error.errno not in _NO_UNNAMED_FILES or not os.access(folder, os.W_OK | os.X_OK):
             raise FolderError(f"{folder}: cannot be written to ({error.strerror or error})") from error
+
+
+def keep_apart(folders: Mapping[str, Path], taken: Mapping[str, Path]) -> None:
+    """UsageError where one of `folders`, by option, is one of those `taken`, by what is in them.
+
+    A folder of label maps holds these alone, since organisers read whatever is in it.
+    """
+    for option, folder in folders.items():
+        for what, other in taken.items():
+            if folder.resolve() == other.resolve():
+                raise UsageError(f"{option}: {folder} is the folder of the {what}, expected one of its own")
 
 
 class RecordFile:

@@ -18,10 +18,19 @@ from inference.arguments import OnError
 from inference.bundle.store import Bundle, load_bundle
 from inference.errors import CaseError, GliomaError
 from inference.intake.cases import Case, CaseListing
-from inference.intake.scan import Scan, any_geometry, read_labels, read_scan, read_stamp, write_labels
-from inference.labels import labels_from_regions
+from inference.intake.scan import (
+    Scan,
+    any_geometry,
+    holds_fractions,
+    read_labels,
+    read_scan,
+    read_stamp,
+    write_fractions,
+    write_labels,
+)
+from inference.labels import REGIONS, labels_from_regions
 from inference.predict.engines import Engine, Profile, choose_profile, open_engine
-from inference.predict.ensemble import Progress, predict
+from inference.predict.ensemble import Progress, RegionProbabilities, predict
 from inference.refine.postprocess import RefinementRecord, refine
 from inference.refine.subtypes import SubtypeModel, subtype_model
 from inference.report.record import CaseRecord, volumes_ml
@@ -90,10 +99,24 @@ class Destination:
     """Folder of the label maps, and of nothing else."""
     report: Path | None = None
     """Folder of the figures and slices of which the run's page is made."""
+    probabilities: Path | None = None
+    """Folder of the probability maps."""
+    uncertainty: Path | None = None
+    """Folder of the maps of disagreement between the networks."""
 
     def label_map(self, case: str) -> Path:
         """File of the label map of a case."""
         return self.labels / f"{case}.nii.gz"
+
+    def maps(self, case: str) -> dict[str, Path]:
+        """Files of the maps of a case that were asked for, by what they show: `probabilities`, `uncertainty`."""
+        folders = {"probabilities": self.probabilities, "uncertainty": self.uncertainty}
+        return {kind: folder / f"{case}_{kind}.nii.gz" for kind, folder in folders.items() if folder is not None}
+
+    @property
+    def compares(self) -> bool:
+        """Whether somebody will look at how far the networks agree."""
+        return self.report is not None or self.uncertainty is not None
 
 
 def segment_case(
@@ -110,17 +133,45 @@ def segment_case(
         scan = read_scan(case)
     yield
     with clock("predict"):
-        regions = predict(scan.data, scan.spacing, system.bundle, system.engine, system.profile, progress=progress)
+        compare_at = system.bundle.region_thresholds if into.compares else None
+        regions = predict(
+            scan.data,
+            scan.spacing,
+            system.bundle,
+            system.engine,
+            system.profile,
+            progress=progress,
+            compare_at=compare_at,
+        )
     yield
     with clock("refine"):
         painted = labels_from_regions(regions.array, system.bundle.region_thresholds)
         labels, refinement = refine(painted, scan.spacing, scan.data, system.subtypes, system.bundle.thresholds)
     with clock("write"):
+        _write_maps(scan, regions, into, system.stamp)
         write_labels(labels, scan.geometry, into.label_map(case.id), stamp=system.stamp)
     record = _describe(scan, labels, refinement, into.label_map(case.id))
+    if regions.agreement:
+        record = replace(record, agreement=regions.agreement.overlap)
     with clock("draw"):
         record = _draw(scan, labels, record, into.report)
     return replace(record, seconds=clock.seconds)
+
+
+def _write_maps(scan: Scan, regions: RegionProbabilities, into: Destination, stamp: str) -> None:
+    """Write the maps that were asked for, (X, Y, Z, 3) in the order WT, TC, ET; the label map comes after them.
+
+    `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
+    the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
+    the opposite. Neither takes part in what the label map becomes.
+    """
+    for kind, path in into.maps(scan.case).items():
+        if kind == "probabilities":
+            shown = regions.array
+        else:
+            assert regions.agreement is not None, "it is asked for together with the map"
+            shown = 2 * regions.agreement.spread
+        write_fractions(np.moveaxis(shown, 0, -1), scan.geometry, path, stamp=stamp)
 
 
 def walk_to_end(walk: Generator[None, None, CaseRecord]) -> CaseRecord:
@@ -332,14 +383,45 @@ def _hopeless(problem: CaseError) -> Generator[None, None, CaseRecord]:
 def _resumed(
     case: Case, system: System, into: Destination, progress: Progress | None
 ) -> Generator[None, None, CaseRecord]:
-    """The walk of a case that ends at once where its result is there."""
+    """The walk of a case that is not predicted again where its result is there; a picture that is missing is drawn."""
     path = into.label_map(case.id)
     labels = read_result(path, case, system.stamp)
-    if labels is None:
+    geometry = any_geometry(case.paths)
+    maps = into.maps(case.id).values()
+    if labels is None or not all(holds_fractions(map_, geometry, len(REGIONS), stamp=system.stamp) for map_ in maps):
         return (yield from segment_case(case, system, into, progress))
-    volumes = volumes_ml(labels, any_geometry(case.paths).spacing)
+    volumes = volumes_ml(labels, geometry.spacing)
     warnings = () if labels.any() else (EMPTY_TUMOUR,)
-    return CaseRecord(case.id, "ok", str(path), resumed=True, volumes_ml=volumes, warnings=warnings)
+    record = CaseRecord(case.id, "ok", str(path), resumed=True, volumes_ml=volumes, warnings=warnings)
+    if into.report is None or _is_drawn(case.id, path, into.report):
+        return record
+    yield
+    yield
+    return _drawn_late(case, labels, record, into.report)
+
+
+def _drawn_late(case: Case, labels: NDArray[np.uint8], record: CaseRecord, report: Path) -> CaseRecord:
+    """Draw a case whose label map is there; whatever its scan has come to, that result stands."""
+    clock = Stopwatch()
+    try:
+        with clock("read"):
+            scan = read_scan(case)
+    except (CaseError, OSError, MemoryError) as error:
+        return replace(record, warnings=(*record.warnings, f"no picture: {reason(error, case.id)}"))
+    with clock("draw"):
+        record = _draw(scan, labels, record, report)
+    return replace(record, seconds=clock.seconds)
+
+
+def _is_drawn(case: str, labels: Path, report: Path) -> bool:
+    """Whether a report has the pictures of a case, made no earlier than its label map."""
+    from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+
+    try:
+        made = min((report / f"{case}{suffix}").stat().st_mtime for suffix in (PICTURE_SUFFIX, SLICES_SUFFIX))
+    except OSError:
+        return False
+    return made >= labels.stat().st_mtime
 
 
 def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:

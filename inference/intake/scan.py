@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ __all__ = [
     "Geometry",
     "Scan",
     "any_geometry",
+    "holds_fractions",
     "read_labels",
     "read_scan",
     "read_stamp",
@@ -186,20 +189,41 @@ def write_labels(labels: NDArray[np.uint8], geometry: Geometry, path: Path, *, s
 
 
 def write_fractions(
-    volume: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16], geometry: Geometry, path: Path
+    volume: NDArray[np.float32] | NDArray[np.float64] | NDArray[np.float16],
+    geometry: Geometry,
+    path: Path,
+    *,
+    stamp: str = "",
 ) -> None:
     """Write fractions in [0, 1], (X, Y, Z) or (X, Y, Z, C), as uint8 with a slope of 1/255; else as write_labels."""
-    _write(np.rint(volume.astype(np.float32) * 255).astype(np.uint8), geometry, path, slope=1 / 255)
+    _write(np.rint(volume.astype(np.float32) * 255).astype(np.uint8), geometry, path, slope=1 / 255, stamp=stamp)
+
+
+def holds_fractions(path: Path, geometry: Geometry, channels: int, *, stamp: str) -> bool:
+    """Whether the file (.nii.gz) at `path` is whole, and one that write_fractions made with this geometry and stamp."""
+    expected = _header(geometry, (channels,), 1 / 255, stamp)
+    try:
+        contents = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError, zlib.error):
+        return False
+    whole = len(expected) + math.prod(geometry.shape) * channels
+    return len(contents) == whole and contents.startswith(expected)
+
+
+def _header(geometry: Geometry, channels: tuple[int, ...], slope: float, stamp: str) -> bytes:
+    """What precedes the voxels in a file."""
+    header = geometry.new_header(channels)
+    header["scl_slope"] = slope
+    header["descrip"] = stamp.encode()
+    block: bytes = header.binaryblock + bytes(4)
+    return block
 
 
 def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float, stamp: str = "") -> None:
     if values.shape[:3] != geometry.canonical_shape:
         raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
     stored = geometry.from_canonical(values)
-    header = geometry.new_header(stored.shape[3:])
-    header["scl_slope"] = slope
-    header["descrip"] = stamp.encode()
-    contents = header.binaryblock + bytes(4) + stored.tobytes(order="F")
+    contents = _header(geometry, stored.shape[3:], slope, stamp) + stored.tobytes(order="F")
     if path.suffix == ".gz":
         contents = gzip.compress(contents, _COMPRESSION, mtime=0)
     write_whole(path, contents)

@@ -29,6 +29,10 @@ def _explain_case(case: Mapping[str, object]) -> Iterator[str]:
     volumes = _mapping(case.get("volumes_ml"))
     if volumes:
         yield "  volumes: " + ", ".join(f"{region} {_number(volume)} mL" for region, volume in volumes.items())
+    agreement = _mapping(case.get("agreement"))
+    if agreement:
+        numbers = ", ".join(f"{region} {_number(value)}" for region, value in agreement.items())
+        yield f"  agreement of the networks with the ensemble (Dice): {numbers}"
     refinement = _mapping(case.get("refinement"))
     if refinement:
         yield from _explain_refinement(refinement)

@@ -43,6 +43,8 @@ class CaseRecord:
     """What the reader of the result should know."""
     volumes_ml: Mapping[str, float] | None = None
     """Millilitres of WT, TC and ET."""
+    agreement: Mapping[str, float] | None = None
+    """Per region the mean Dice of the single networks with the ensemble, before refinement; None where not compared."""
     refinement: object = None
     """Subtype, thresholds and what they removed."""
     error: str | None = None

@@ -44,6 +44,12 @@ def test_nothing_said_means_the_containers_mounts() -> None:
     assert (arguments.profile, arguments.engine, arguments.device) == ("auto", "auto", "auto")
     assert (arguments.on_error, arguments.shard, arguments.threads) == ("skip", (1, 1), None)
     assert arguments.bundle == EMBEDDED
+    assert (arguments.report, arguments.probabilities, arguments.uncertainty) == (None, None, None)
+
+
+def test_folders_of_maps() -> None:
+    arguments = infer("--probabilities", "P", "--uncertainty=U")
+    assert (arguments.probabilities, arguments.uncertainty) == (Path("P"), Path("U"))
 
 
 def test_unknown_options_take_the_next_word_unless_it_is_an_option() -> None:

@@ -324,3 +324,32 @@ def test_info_gives_scores_line_by_line():
 
     scores = {"out_of_fold": {"ensemble": {"WT": {"dice": 0.72224, "cases": 11}}}, "how": "by the network left out"}
     assert list(_leaves(scores)) == ["out_of_fold ensemble WT: dice 0.7222, cases 11", "how: by the network left out"]
+
+
+@pytest.mark.parametrize("option", ["--report", "--probabilities", "--uncertainty"])
+def test_nothing_but_label_maps_may_go_to_their_folder(
+    cases: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    output = cases.parent / "output"
+    assert infer(cases, tiny_bundle, option, str(cases / ".." / "output")) == 2
+    assert f"error: {option}: " in capsys.readouterr().err
+    assert not output.exists()
+    assert infer(cases, tiny_bundle, option, str(cases)) == 2
+    assert "is the folder of the cases, expected one of its own" in capsys.readouterr().err
+
+
+def test_maps_and_agreement_from_the_command_line(cases: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    record = tmp_path / "record.json"
+    inside = cases / "maps"
+    words = ["--record", str(record), "--probabilities", str(inside), "--uncertainty", str(tmp_path / "doubt")]
+    for _ in range(2):
+        # The second time there are maps within the folder of the cases, which are none.
+        assert infer(cases, tiny_bundle, *words) == 0
+    assert outputs(cases) == [f"{case}.nii.gz" for case in IDS]
+    assert sorted(path.name for path in inside.iterdir()) == [f"{case}_probabilities.nii.gz" for case in IDS]
+    assert sorted(path.name for path in (tmp_path / "doubt").iterdir()) == [
+        f"{case}_uncertainty.nii.gz" for case in IDS
+    ]
+    for case in json.loads(record.read_bytes())["cases"]:
+        assert set(case["agreement"]) == {"WT", "TC", "ET"}
+        assert all(0 <= value <= 1 for value in case["agreement"].values())

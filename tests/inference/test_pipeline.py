@@ -369,3 +369,103 @@ def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path,
     bundle = write_bundle(tmp_path / "spoilt", describe(tuple(models)))
     with pytest.raises(BundleError, match=r"mednext, fold 1: .*stem\.weight"):
         open_system(bundle.path, engine="torch", device="cpu")
+
+
+def test_maps_are_written_where_the_t1n_lies_and_say_what_the_ensemble_says(
+    cases: Path, output: Path, tmp_path: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    said = {}
+    real = pipeline.predict
+
+    def predict(*given: object, **named: object) -> object:
+        said["regions"] = real(*given, **named)  # type: ignore[arg-type]
+        return said["regions"]
+
+    monkeypatch.setattr(pipeline, "predict", predict)
+    case = find_cases(cases).cases[1]
+    record = walk_to_end(segment_case(case, system, Destination(output, probabilities=maps, uncertainty=maps)))
+    assert names(maps) == [f"{IDS[1]}_probabilities.nii.gz", f"{IDS[1]}_uncertainty.nii.gz"]
+    assert names(output) == [f"{IDS[1]}.nii.gz"]
+    regions = said["regions"]
+    expected = {"probabilities": regions.array, "uncertainty": 2 * regions.agreement.spread}
+    t1n = nib.load(case.paths["t1n"])
+    for kind, values in expected.items():
+        image = nib.load(maps / f"{IDS[1]}_{kind}.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        assert image.shape == (*t1n.shape, 3)
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        found = nib.as_closest_canonical(image).get_fdata()
+        assert values.std() > 0.01
+        np.testing.assert_allclose(np.moveaxis(found, -1, 0), values, atol=0.5 / 255 + 1e-6)
+    assert record.agreement == regions.agreement.overlap
+    assert set(record.agreement) == {"WT", "TC", "ET"}
+
+
+def test_networks_are_compared_for_a_report_but_not_for_a_label_map(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    case = find_cases(cases).cases[0]
+    assert walk_to_end(segment_case(case, system, Destination(output))).agreement is None
+    assert walk_to_end(segment_case(case, system, Destination(output, probabilities=output))).agreement is None
+    assert walk_to_end(segment_case(case, system, Destination(output, tmp_path))).agreement is not None
+
+
+def test_resuming_makes_maps_that_are_missing_or_damaged(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    into = Destination(output, probabilities=tmp_path, uncertainty=tmp_path)
+    run(cases, output, system)
+    assert not any(case.resumed for case in run(cases, output, system, into=into, resume=True)[0].cases)
+    assert all(case.resumed for case in run(cases, output, system, into=into, resume=True)[0].cases)
+    damaged = tmp_path / f"{IDS[1]}_uncertainty.nii.gz"
+    truncate(damaged)
+    outcome, _ = run(cases, output, system, into=into, resume=True)
+    assert [case.resumed for case in outcome.cases] == [True, False, True]
+    assert nib.load(damaged).get_fdata().any()
+
+
+def test_a_failed_case_has_no_maps(cases: Path, output: Path, tmp_path: Path, system: System) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    truncate(cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz")
+    outcome, _ = run(cases, output, system, into=Destination(output, probabilities=maps), on_error="empty")
+    assert [case.status for case in outcome.cases] == ["ok", "empty", "ok"]
+    assert names(maps) == [f"{case}_probabilities.nii.gz" for case in IDS[::2]]
+
+
+def test_a_map_that_cannot_be_written_fails_the_case_before_its_label_map(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    outcome, _ = run(cases, output, system, into=Destination(output, probabilities=tmp_path / "nowhere"))
+    assert [case.status for case in outcome.cases] == ["failed"] * 3
+    assert not names(output)
+
+
+def test_a_resumed_case_is_drawn_where_its_picture_is_missing_or_older(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    run(cases, output, system)
+    outcome, _ = run(cases, output, system, into=Destination(output, report), resume=True)
+    assert [case.resumed for case in outcome.cases] == [True] * 3
+    assert names(report) == sorted(f"{case}{suffix}" for case in IDS for suffix in (".png", ".slices.json"))
+    before = {path: path.stat().st_mtime_ns for path in report.iterdir()}
+    os.utime(output / f"{IDS[1]}.nii.gz")
+    run(cases, output, system, into=Destination(output, report), resume=True)
+    drawn = {path.name.split(".")[0] for path in report.iterdir() if path.stat().st_mtime_ns != before[path]}
+    assert drawn == {IDS[1]}
+
+
+def test_a_result_stands_where_its_scan_can_no_longer_be_drawn(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    run(cases, output, system)
+    result = (output / f"{IDS[0]}.nii.gz").read_bytes()
+    truncate(cases / IDS[0] / f"{IDS[0]}-t1c.nii.gz")
+    outcome, _ = run(cases, output, system, into=Destination(output, tmp_path), resume=True, on_error="empty")
+    assert outcome.cases[0].status == "ok"
+    assert any(warning.startswith("no picture: ") for warning in outcome.cases[0].warnings)
+    assert (output / f"{IDS[0]}.nii.gz").read_bytes() == result
