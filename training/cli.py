@@ -83,11 +83,11 @@ def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
     predict_fold(config, work, arguments.model, arguments.fold)
 
 
-def tune(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+def tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Choose ensemble weights, subtypes and thresholds out of fold."""
     from training import tuning
 
-    tuning.tune(config, work)
+    tuning.tune(config, work, jobs=arguments.jobs)
 
 
 def freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
@@ -106,7 +106,7 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
     "splits": (splits, ()),
     "train": (train, ("stage", "model", "fold", "device", "threads")),
     "predict": (predict, ("model", "fold")),
-    "tune": (tune, ()),
+    "tune": (tune, ("jobs",)),
     "freeze": (freeze, ("bundle", "revision")),
 }
 """The steps in their order, and the arguments that each takes beside the configuration and the folder."""
@@ -175,6 +175,8 @@ def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
         command.add_argument("--device", default="auto", help="auto, cpu or cuda")
     elif argument == "threads":
         command.add_argument("--threads", type=int, default=0, help="threads of a CPU; 0 leaves the choice to torch")
+    elif argument == "jobs":
+        command.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one per core)")
     elif argument == "bundle":
         command.add_argument("--bundle", type=Path, help="folder to write (default: bundle in the work folder)")
     else:

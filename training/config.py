@@ -134,7 +134,8 @@ class TuningConfig:
     profile: str = "fast"
     """Profile of the out-of-fold predictions: fast or paper."""
     weights: str = "score_share"
-    """Ensemble weights: `score_share`, or `paper` for the published 17/36 and 19/36."""
+    """Ensemble weights: `score_share` of the models, share of their points by `rank`, a grid `search` for the best
+    ensemble, or `paper` for the published 17/36 and 19/36."""
     forms: tuple[str, ...] = ("original",)
     """Forms of the cases that are predicted and scored."""
 

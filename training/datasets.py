@@ -145,6 +145,13 @@ def load_case(
     return degrade(data, seed=copy_seed(entry.id, form)), labels
 
 
+def load_labels(entry: CaseEntry, config: RunConfig) -> NDArray[np.uint8]:
+    """A case's reference labels (X, Y, Z), canonical RAS, without reading its scan."""
+    if entry.phantom_seed is not None:
+        return load_case(entry, config)[1]
+    return read_labels(Path(entry.labels))[0]
+
+
 def copy_seed(case: str, form: str) -> int:
     """A seed that depends on nothing but the copy's name, the same on every machine."""
     import zlib

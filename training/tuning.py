@@ -2,15 +2,18 @@
 
 Every choice maximises the official lesion-wise Dice, averaged over regions and cases. A group of thresholds is kept
 only if choosing it on the other folds beats leaving the predictions alone on the fold that was left out (nested
-cross-validation), so that a gain is a finding and not a fit.
+cross-validation). What all of it is worth is measured once more around that: each fold's cases are scored with what the
+other folds alone would have chosen *and kept*, so that a gain is a finding and not a fit.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
+from functools import partial
+from itertools import pairwise, product
 from pathlib import Path
 
 import numpy as np
@@ -20,14 +23,18 @@ from inference.bundle.tables import Thresholds, ThresholdTables, thresholds_to_j
 from inference.errors import UsageError
 from inference.labels import REGIONS, TUMOUR_LABELS, labels_from_regions, region_mask
 from inference.refine.postprocess import relabel_by_ratio, remove_components
-from inference.refine.radiomics import Box, NoFeatures, extract_features
+from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import subtype_tables
 from training.config import RunConfig
-from training.crossval import prediction_path
-from training.datasets import copy_name, load_case, read_cases, read_folds
+from training.datasets import load_case
 from training.evaluation.lesionwise import RegionScore, Version, score_case
+from training.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy, mean_dice, official_version
 from training.stratify import SPACING, extraction_settings, save_subtypes
-from training.subtyping import fit_subtypes
+from training.subtyping import SubtypeFit, fit_subtypes
+from training.weights import choose_weights
+from training.workers import Workers, open_workers
+
+log = logging.getLogger(__name__)
 
 COMPONENT_GRID = tuple(float(size) for size in range(0, 501, 25))
 """Smallest components tried, mm³ (the authors' grid)."""
@@ -38,26 +45,10 @@ REGION_GRID = (0.5, 0.3, 0.4, 0.6, 0.7)
 network a model speaks, in the bundle the mean of five, which is less sure of itself."""
 SHRINKAGE = 10
 """A subtype of n tumours has the say n / (n + this) in its own thresholds, all tumours the rest."""
-PAPER_WEIGHTS = {"nnunet": 17 / 36, "mednext": 19 / 36}
-"""The paper's ensemble weights, 0.4722 and 0.5278."""
+LEAST_GAIN = 1e-9
+"""Gains up to this are rounding."""
 NEUTRAL = Thresholds({label.name: 0.0 for label in TUMOUR_LABELS}, 0.0)
 """Leaves every label map alone."""
-
-
-@dataclass(frozen=True)
-class OutOfFold:
-    """One copy of a case with its out-of-fold predictions, cropped to where there is anything."""
-
-    copy: str
-    """Name of the copy."""
-    form: str
-    """Its form."""
-    fold: int
-    """Its fold."""
-    reference: NDArray[np.uint8]
-    """Reference labels (X, Y, Z)."""
-    probabilities: Mapping[str, NDArray[np.float32]]
-    """Per model, region probabilities (3, X, Y, Z)."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +59,12 @@ class Choice:
     """Of WT, TC, ET."""
     thresholds: Thresholds = NEUTRAL
     """Of refinement."""
+    subtypes: Mapping[int, Thresholds] = field(default_factory=dict)
+    """Of refinement, for the subtypes that have their own."""
+
+    def of(self, cluster: int | None) -> Thresholds:
+        """The thresholds of refinement for a tumour of this subtype, or of none."""
+        return self.thresholds if cluster is None else self.subtypes.get(cluster, self.thresholds)
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,27 @@ def paint(probabilities: NDArray[np.float32], thresholds: tuple[float, float, fl
     return Painted(labels, volumes)
 
 
+def refined(labels: NDArray[np.uint8], thresholds: Thresholds) -> NDArray[np.uint8]:
+    """A label map (X, Y, Z) after both steps of refinement."""
+    cleaned, _ = remove_components(labels, SPACING, thresholds.smallest_component_mm3)
+    return relabel_by_ratio(cleaned, thresholds.et_wt_ratio)[0]
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """A label map, and thresholds to score it under."""
+
+    reference: NDArray[np.uint8]
+    labels: NDArray[np.uint8]
+    thresholds: Thresholds
+    version: Version
+
+
+def _try(trial: _Trial) -> float:
+    labels = refined(trial.labels, trial.thresholds)
+    return mean_dice(score_case(trial.reference, labels, SPACING, trial.version, metrics="dice"))
+
+
 @dataclass
 class Scorer:
     """Scores of choices on ensembled predictions; what it has scored it knows.
@@ -117,8 +135,21 @@ class Scorer:
     """Weighted probabilities (3, X, Y, Z) of each copy."""
     version: Version
     """Of the official score."""
+    clusters: Sequence[int | None] = ()
+    """Subtype of each copy's predicted tumour; empty as long as there are none."""
+    workers: Workers = field(default_factory=Workers)
+    """Who scores."""
     _painted: dict[tuple[int, tuple[float, ...]], Painted] = field(default_factory=dict)
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> int:
+        """How many label maps were scored so far."""
+        return len(self._known)
+
+    def cluster(self, index: int) -> int | None:
+        """Subtype of one copy's predicted tumour."""
+        return self.clusters[index] if self.clusters else None
 
     def _paint(self, index: int, choice: Choice) -> Painted:
         key = (index, choice.regions)
@@ -128,17 +159,27 @@ class Scorer:
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
         """The label map (X, Y, Z) of one copy under `choice`, by the steps of inference."""
-        painted = self._paint(index, choice).labels
-        cleaned, _ = remove_components(painted, SPACING, choice.thresholds.smallest_component_mm3)
-        return relabel_by_ratio(cleaned, choice.thresholds.et_wt_ratio)[0]
+        return refined(self._paint(index, choice).labels, choice.of(self.cluster(index)))
+
+    def _key(self, index: int, choice: Choice) -> tuple[object, ...]:
+        thresholds = choice.of(self.cluster(index))
+        return (index, choice.regions, self._paint(index, choice).effect(thresholds))
+
+    def prepare(self, indices: Iterable[int], choices: Sequence[Choice]) -> None:
+        """Score all of these choices on all of these copies, the workers sharing what is not known yet."""
+        trials: dict[tuple[object, ...], _Trial] = {}
+        for index, choice in product(indices, choices):
+            key = self._key(index, choice)
+            if key not in self._known and key not in trials:
+                labels, thresholds = self._paint(index, choice).labels, choice.of(self.cluster(index))
+                trials[key] = _Trial(self.copies[index].reference, labels, thresholds, self.version)
+        self._known.update(zip(trials, self.workers.map(_try, list(trials.values()), chunk=2), strict=True))
 
     def score(self, index: int, choice: Choice) -> float:
         """Lesion-wise Dice of one copy under `choice`, mean over regions."""
-        key = (index, choice.regions, self._paint(index, choice).effect(choice.thresholds))
+        key = self._key(index, choice)
         if key not in self._known:
-            labels = self.labels(index, choice)
-            scores = score_case(self.copies[index].reference, labels, SPACING, self.version, metrics="dice")
-            self._known[key] = mean_dice(scores)
+            self.prepare([index], [choice])
         return self._known[key]
 
     def mean(self, indices: Sequence[int], choice: Choice) -> float:
@@ -146,75 +187,24 @@ class Scorer:
         return float(np.mean([self.score(index, choice) for index in indices]))
 
 
-def mean_dice(scores: Mapping[str, RegionScore]) -> float:
-    """Mean over regions of the lesion-wise Dice."""
-    return float(np.mean([score.lesionwise_dice for score in scores.values()]))
+@dataclass(frozen=True)
+class Objective:
+    """What a choice is worth: a weighted mean of the scores of some copies."""
 
+    scorer: Scorer
+    """Gives the scores."""
+    shares: Mapping[int, float]
+    """Weight of each copy by index; they sum to 1."""
 
-def load_out_of_fold(config: RunConfig, work: Path) -> list[OutOfFold]:
-    """Every out-of-fold prediction with its reference."""
-    folds = read_folds(work / "folds.json")
-    copies = []
-    for entry, form in product(read_cases(work / "cases.json"), config.tuning.forms):
-        if entry.id not in folds:
-            continue
-        _, reference = load_case(entry, config)
-        copy = copy_name(entry.id, form)
-        probabilities = {}
-        for model in config.models:
-            with np.load(prediction_path(work, model.name, copy)) as stored:
-                probabilities[model.name] = stored["probabilities"].astype(np.float32)
-        box = _box(reference, probabilities)
-        cropped = {name: np.ascontiguousarray(array[:, *box]) for name, array in probabilities.items()}
-        copies.append(OutOfFold(copy, form, folds[entry.id], np.ascontiguousarray(reference[box]), cropped))
-    return copies
+    def best(self, start: Choice, candidates: Sequence[Choice]) -> Choice:
+        """The candidate with the highest value, the first among equals; `start` unless it is beaten."""
+        self.scorer.prepare(self.shares, [start, *candidates])
+        values = [self._value(candidate) for candidate in candidates]
+        best = int(np.argmax(values))
+        return candidates[best] if values[best] > self._value(start) + LEAST_GAIN else start
 
-
-def _box(reference: NDArray[np.uint8], probabilities: Mapping[str, NDArray[np.float32]]) -> Box:
-    """Around everything that any threshold of the grid can call tumour."""
-    anything: NDArray[np.bool_] = np.greater(reference, 0)
-    for array in probabilities.values():
-        anything |= (array > 0.1).any(axis=0)
-    if not anything.any():
-        return (slice(0, 1),) * 3
-    where = [np.flatnonzero(anything.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in where)
-
-
-def ensemble_weights(config: RunConfig, copies: Sequence[OutOfFold]) -> dict[str, float]:
-    """Each model's share: of the sum of mean out-of-fold scores, or the paper's."""
-    names = [model.name for model in config.models]
-    if config.tuning.weights == "paper":
-        if set(names) != set(PAPER_WEIGHTS):
-            raise UsageError(f"the paper's ensemble weights are for {', '.join(PAPER_WEIGHTS)}, not {', '.join(names)}")
-        return {name: PAPER_WEIGHTS[name] for name in names}
-    if config.tuning.weights != "score_share":
-        raise UsageError(f"ensemble weights {config.tuning.weights!r}: expected score_share or paper")
-    scores = {}
-    for name in names:
-        scorer = Scorer(copies, [copy.probabilities[name] for copy in copies], _version(config))
-        scores[name] = scorer.mean(range(len(copies)), Choice())
-    total = sum(scores.values())
-    return {name: score / total if total else 1 / len(names) for name, score in scores.items()}
-
-
-def _version(config: RunConfig) -> Version:
-    if config.tuning.metric == 2023:
-        return 2023
-    if config.tuning.metric == 2024:
-        return 2024
-    raise UsageError(f"tuning metric {config.tuning.metric}: expected 2023 or 2024")
-
-
-def ensemble(copy: OutOfFold, weights: Mapping[str, float]) -> NDArray[np.float32]:
-    """Weighted probabilities (3, X, Y, Z)."""
-    mixed = np.zeros_like(next(iter(copy.probabilities.values())))
-    for name, probabilities in copy.probabilities.items():
-        mixed += np.float32(weights[name]) * probabilities
-    return mixed
-
-
-Objective = Callable[[Choice], float]
+    def _value(self, choice: Choice) -> float:
+        return sum(share * self.scorer.score(index, choice) for index, share in self.shares.items())
 
 
 def best_regions(objective: Objective, start: Choice) -> Choice:
@@ -225,7 +215,7 @@ def best_regions(objective: Objective, start: Choice) -> Choice:
         for value in REGION_GRID:
             whole, core, enhancing = (value if i == index else old for i, old in enumerate(chosen.regions))
             candidates.append(replace(chosen, regions=(whole, core, enhancing)))
-        chosen = _best(objective, chosen, candidates)
+        chosen = objective.best(chosen, candidates)
     return chosen
 
 
@@ -238,159 +228,246 @@ def best_components(objective: Objective, start: Choice) -> Choice:
             replace(chosen, thresholds=replace(chosen.thresholds, smallest_component_mm3={**sizes, label.name: value}))
             for value in COMPONENT_GRID
         ]
-        chosen = _best(objective, chosen, candidates)
+        chosen = objective.best(chosen, candidates)
     return chosen
 
 
 def best_ratio(objective: Objective, start: Choice) -> Choice:
     """The best smallest ET/WT."""
     candidates = [replace(start, thresholds=replace(start.thresholds, et_wt_ratio=value)) for value in RATIO_GRID]
-    return _best(objective, start, candidates)
+    return objective.best(start, candidates)
 
 
-def _best(objective: Objective, start: Choice, candidates: Sequence[Choice]) -> Choice:
-    """The candidate with the highest score, the first among equals; `start` unless it is beaten."""
-    scores = [objective(candidate) for candidate in candidates]
-    best = int(np.argmax(scores))
-    return candidates[best] if scores[best] > objective(start) else start
+Step = Callable[[Scorer, Sequence[int], Choice], Choice]
+"""Chooses one group of thresholds on some copies, on top of what was kept before."""
 
 
-GROUPS: Mapping[str, Callable[[Objective, Choice], Choice]] = {
-    "regions": best_regions,
-    "components": best_components,
-    "ratio": best_ratio,
+def _for_all(
+    best: Callable[[Objective, Choice], Choice], scorer: Scorer, indices: Sequence[int], start: Choice
+) -> Choice:
+    return best(Objective(scorer, dict.fromkeys(indices, 1 / len(indices))), start)
+
+
+def _for_subtype(cluster: int, scorer: Scorer, indices: Sequence[int], start: Choice) -> Choice:
+    """Component and ratio thresholds of one subtype, shrunk to those of all cases."""
+    own = [index for index in indices if scorer.cluster(index) == cluster]
+    if not own:
+        return start
+    say = len(own) / (len(own) + SHRINKAGE)
+    shares = dict.fromkeys(indices, (1 - say) / len(indices))
+    for index in own:
+        shares[index] += say / len(own)
+    objective = Objective(scorer, shares)
+    found = best_ratio(objective, best_components(objective, replace(start, subtypes={}))).thresholds
+    return start if found == start.thresholds else replace(start, subtypes={**start.subtypes, cluster: found})
+
+
+GROUPS: Mapping[str, Step] = {
+    "regions": partial(_for_all, best_regions),
+    "components": partial(_for_all, best_components),
+    "ratio": partial(_for_all, best_ratio),
 }
-"""What is chosen, in this order, each on top of what was kept before."""
+"""What is chosen for all cases, in this order, each on top of what was kept before."""
+SUBTYPES = "subtypes"
+"""What is chosen after that: own thresholds of subtypes, each subtype a group of its own."""
+
+
+def groups_of(scorer: Scorer) -> dict[str, Step]:
+    """The groups of thresholds in their order; subtypes where they are known."""
+    known = sorted({cluster for cluster in scorer.clusters if cluster is not None})
+    return {**GROUPS, **{f"{SUBTYPES} {cluster}": partial(_for_subtype, cluster) for cluster in known}}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What was chosen on some copies."""
+
+    steps: Mapping[str, Choice]
+    """What is kept after each group."""
+    found: Mapping[str, Choice]
+    """What each group would have been, kept or not."""
+    gains: Mapping[str, float]
+    """Nested gain of each group in mean lesion-wise Dice, kept or not; 0 where nothing was found."""
+
+    @property
+    def choice(self) -> Choice:
+        """What is kept after all groups."""
+        return list(self.steps.values())[-1]
+
+
+def select(
+    scorer: Scorer, indices: Sequence[int], groups: Mapping[str, Step], report: Callable[[str], None] = log.debug
+) -> Selection:
+    """Choose every group on some copies, keeping what has a nested gain over their folds.
+
+    Copies of a single fold cannot show a gain, so that nothing is kept.
+    """
+    fold_of = {index: scorer.copies[index].fold for index in indices}
+    folds = sorted(set(fold_of.values()))
+    choice, by_fold = Choice(), dict.fromkeys(folds, Choice())
+    steps, found, gains = {}, {}, {}
+    for name, step in groups.items():
+        found[name], gains[name] = step(scorer, indices, choice), 0.0
+        if found[name] != choice and len(folds) > 1:
+            trial = {
+                fold: step(scorer, [index for index in indices if fold_of[index] != fold], by_fold[fold])
+                for fold in folds
+            }
+            gained = [scorer.score(i, trial[fold]) - scorer.score(i, by_fold[fold]) for i, fold in fold_of.items()]
+            gains[name] = float(np.mean(gained))
+            if gains[name] > LEAST_GAIN:
+                choice, by_fold = found[name], trial
+        steps[name] = choice
+        verdict = "kept" if choice == found[name] and gains[name] > LEAST_GAIN else "left alone"
+        report(f"{name}: {verdict}, nested gain {gains[name]:+.4f}; {scorer.scored} label maps scored")
+    return Selection(steps, found, gains)
 
 
 @dataclass(frozen=True)
 class Tuned:
-    """Thresholds that rule every case, what the folds alone would have chosen, and what each group was worth."""
+    """Thresholds that rule every case, and what the folds alone would have chosen."""
 
-    choice: Choice
-    """From all folds; groups without a nested gain are neutral."""
-    by_fold: Mapping[int, Choice]
-    """Chosen without the fold: what the fold's cases may honestly be scored with."""
-    gains: Mapping[str, float]
-    """Nested gain of each group in mean lesion-wise Dice, whether it was kept or not."""
+    overall: Selection
+    """From all folds."""
+    by_fold: Mapping[int, Selection]
+    """Chosen and kept without the fold: what the fold's cases may honestly be scored with."""
+
+    @property
+    def choice(self) -> Choice:
+        """What rules every case."""
+        return self.overall.choice
 
 
 def tune_all(scorer: Scorer) -> Tuned:
-    """Tune every group on all copies, by nested cross-validation over their folds."""
-    everyone = range(len(scorer.copies))
+    """Tune every group on all copies, and without each fold."""
+    everyone, groups = range(len(scorer.copies)), groups_of(scorer)
+    overall = select(scorer, everyone, groups, lambda line: log.info("tuning: %s", line))
+    nothing = replace(overall, steps=dict.fromkeys(groups, Choice()))
+    by_fold = {}
     folds = sorted({copy.fold for copy in scorer.copies})
-    choice, by_fold, gains = Choice(), dict.fromkeys(folds, Choice()), {}
-    for name, best in GROUPS.items():
-        trial, gain = {}, 0.0
-        for fold in folds:
-            others = [index for index in everyone if scorer.copies[index].fold != fold]
-            held_out = [index for index in everyone if scorer.copies[index].fold == fold]
-            trial[fold] = best(lambda candidate, others=others: scorer.mean(others, candidate), by_fold[fold])  # type: ignore[misc]
-            gain += sum(scorer.score(i, trial[fold]) - scorer.score(i, by_fold[fold]) for i in held_out)
-        gains[name] = gain / len(scorer.copies)
-        if gain > 0:
-            choice, by_fold = best(lambda candidate: scorer.mean(everyone, candidate), choice), trial
-    return Tuned(choice, by_fold, gains)
-
-
-def tune_subtypes(scorer: Scorer, clusters: Sequence[int | None], tuned: Tuned) -> tuple[dict[int, Thresholds], float]:
-    """Thresholds per subtype, shrunk to those of all cases, and their nested gain over the global ones."""
-    everyone = range(len(scorer.copies))
-    known = sorted({cluster for cluster in clusters if cluster is not None})
-
-    def choose(cluster: int, indices: Sequence[int], start: Choice) -> Choice:
-        own = [index for index in indices if clusters[index] == cluster]
-        say = len(own) / (len(own) + SHRINKAGE)
-
-        def objective(choice: Choice) -> float:
-            common = scorer.mean(indices, choice)
-            return say * scorer.mean(own, choice) + (1 - say) * common if own else common
-
-        return best_ratio(objective, best_components(objective, start))
-
-    gain = 0.0
-    for fold, start in tuned.by_fold.items():
+    for number, fold in enumerate(folds, start=1):
         others = [index for index in everyone if scorer.copies[index].fold != fold]
-        held_out = [index for index in everyone if scorer.copies[index].fold == fold and clusters[index] is not None]
-        chosen = {
-            cluster: choose(cluster, others, start)
-            for cluster in {clusters[index] for index in held_out}
-            if cluster is not None
-        }
-        for index in held_out:
-            cluster = clusters[index]
-            assert cluster is not None
-            gain += scorer.score(index, chosen[cluster]) - scorer.score(index, start)
-    thresholds = {cluster: choose(cluster, everyone, tuned.choice).thresholds for cluster in known}
-    return thresholds, gain / len(scorer.copies)
+        by_fold[fold] = select(scorer, others, groups) if others else nothing
+        log.info("tuning: honest gain: %d of %d folds; %d label maps scored", number, len(folds), scorer.scored)
+    return Tuned(overall, by_fold)
 
 
-def tune(config: RunConfig, work: Path) -> None:
-    """Write `tuning.json` (weights, thresholds, gains), `subtypes.*` and `scores.json`."""
-    copies = load_out_of_fold(config, work)
-    weights = ensemble_weights(config, copies)
-    scorer = Scorer(copies, [ensemble(copy, weights) for copy in copies], _version(config))
-    tuned = tune_all(scorer)
-    clusters = _predicted_subtypes(config, work, scorer, tuned)
-    subtypes, gain = tune_subtypes(scorer, clusters, tuned)
-    count = max(subtypes) + 1
-    tables = ThresholdTables(
-        regions=tuned.choice.regions,
-        overall=tuned.choice.thresholds,
-        subtypes={cluster: subtypes.get(cluster, tuned.choice.thresholds) for cluster in range(count)},
-        use="subtypes" if gain > 0 else "global",
-    )
+def honest_gains(scorer: Scorer, tuned: Tuned) -> dict[str, float]:
+    """What each group adds to the mean lesion-wise Dice where both choosing and keeping never saw the scored fold."""
+    means = [scorer.mean(range(len(scorer.copies)), Choice())]
+    for name in tuned.overall.steps:
+        scores = [scorer.score(i, tuned.by_fold[copy.fold].steps[name]) for i, copy in enumerate(scorer.copies)]
+        means.append(float(np.mean(scores)))
+    return {name: after - before for name, (before, after) in zip(tuned.overall.steps, pairwise(means), strict=True)}
+
+
+def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
+    """Write `tuning.json` (weights, thresholds, gains, evidence), `subtypes.*` and `scores.json`."""
+    version = official_version(config)
+    with open_workers(jobs) as workers:
+        listed = list_copies(config, work, [model.name for model in config.models])
+        copies = list(workers.map(partial(load_copy, config=config, work=work), listed))
+        log.info("tuning: %d copies of %d cases", len(copies), len({copy.entry.id for copy in listed}))
+        weights = choose_weights(config, copies, version, workers)
+        chosen = weights[config.tuning.weights]
+        mixed = [ensemble(copy.probabilities, chosen.by_fold[copy.fold]) for copy in copies]
+        scorer = Scorer(copies, mixed, version, workers=workers)
+        # Region thresholds come first since they decide what a predicted tumour is.
+        first = select(scorer, range(len(copies)), {"regions": GROUPS["regions"]}).choice
+        fit, scorer.clusters = _predicted_subtypes(config, listed, scorer, first.regions)
+        tuned = tune_all(scorer)
+        scores = score_systems(config, copies, scorer, tuned)
+    save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
+    tables = partial(tables_of, clusters=len(fit.model.centroids))
     content = {
-        "weights": weights,
-        "thresholds": thresholds_to_json(tables),
-        "nested_gain": {**tuned.gains, "subtypes": gain},
+        "weights": dict(chosen.weights),
+        "thresholds": thresholds_to_json(tables(tuned.choice)),
+        "nested_gain": tuned.overall.gains,
+        "honest_gain": honest_gains(scorer, tuned),
         "metric": f"mean lesion-wise Dice {config.tuning.metric}",
+        "weight_choices": {name: choice.as_json() for name, choice in weights.items()},
+        "subtypes": {
+            "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
+            "of": {copy.copy: cluster for copy, cluster in zip(copies, scorer.clusters, strict=True)},
+        },
+        "found": {name: thresholds_to_json(tables(choice)) for name, choice in tuned.overall.found.items()},
+        "by_fold": {
+            str(fold): {name: thresholds_to_json(tables(choice)) for name, choice in selection.steps.items()}
+            for fold, selection in tuned.by_fold.items()
+        },
     }
     (work / "tuning.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    scores = score_systems(config, copies, scorer, tuned)
     (work / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
 
 
-def _predicted_subtypes(config: RunConfig, work: Path, scorer: Scorer, tuned: Tuned) -> list[int | None]:
-    """Fit and write the subtypes of the predicted tumours; the subtype of every copy, none where it has no features."""
-    entries = {
-        copy_name(entry.id, form): (entry, form)
-        for entry in read_cases(work / "cases.json")
-        for form in config.tuning.forms
-    }
-    settings = extraction_settings(config)
+def tables_of(choice: Choice, clusters: int) -> ThresholdTables:
+    """A choice as a bundle's tables for so many subtypes."""
+    return ThresholdTables(
+        regions=choice.regions,
+        overall=choice.thresholds,
+        subtypes={cluster: choice.of(cluster) for cluster in range(clusters)},
+        use="subtypes" if choice.subtypes else "global",
+    )
+
+
+def choice_of(tables: ThresholdTables) -> Choice:
+    """What a bundle's tables do."""
+    return Choice(tables.regions, tables.overall, tables.subtypes if tables.use == "subtypes" else {})
+
+
+@dataclass(frozen=True)
+class _Tumour:
+    """A predicted tumour to describe."""
+
+    copy: CopyOf
+    mask: NDArray[np.bool_]
+    corner: tuple[int, int, int]
+
+
+def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
+    """Features (386,); none where the tumour has none."""
+    data, _ = load_case(tumour.copy.entry, config, tumour.copy.form)
+    whole = np.zeros(data.shape[1:], np.bool_)
+    box = tuple(slice(start, start + length) for start, length in zip(tumour.corner, tumour.mask.shape, strict=True))
+    whole[box] = tumour.mask
+    features = extract_features(data, whole, SPACING, extraction_settings(config))
+    return None if isinstance(features, NoFeatures) else features.values
+
+
+def _predicted_subtypes(
+    config: RunConfig, listed: Sequence[CopyOf], scorer: Scorer, regions: tuple[float, float, float]
+) -> tuple[SubtypeFit, list[int | None]]:
+    """Subtypes fitted to the predicted tumours, and that of every copy; none where its tumour has no features."""
+    tumours = [
+        _Tumour(copy, region_mask(scorer.labels(index, Choice(regions)), "WT"), scorer.copies[index].corner)
+        for index, copy in enumerate(listed)
+    ]
     vectors: list[NDArray[np.float64] | None] = []
-    for index, copy in enumerate(scorer.copies):
-        entry, form = entries[copy.copy]
-        data, reference = load_case(entry, config, form)
-        stored = {}
-        for model in config.models:
-            with np.load(prediction_path(work, model.name, copy.copy)) as file:
-                stored[model.name] = file["probabilities"].astype(np.float32)
-        box = _box(reference, stored)
-        whole = np.zeros(reference.shape, np.bool_)
-        whole[box] = region_mask(labels_from_regions(scorer.ensembles[index], tuned.choice.regions), "WT")
-        features = extract_features(data, whole, SPACING, settings)
-        vectors.append(None if isinstance(features, NoFeatures) else features.values)
+    for vector in scorer.workers.map(partial(_describe, config=config), tumours):
+        vectors.append(vector)
+        log.info("tuning: %d of %d predicted tumours described", len(vectors), len(tumours))
     described = [vector for vector in vectors if vector is not None]
     if not described:
         raise UsageError("no predicted tumour could be described: subtypes cannot be fitted")
     fit = fit_subtypes(
         np.stack(described),
-        settings,
+        extraction_settings(config),
         scaling=config.subtypes.scaling,
         variance=config.subtypes.variance,
         cluster_counts=config.subtypes.clusters,
         seed=config.seed,
     )
-    save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
     found = iter(fit.clusters)
-    return [None if vector is None else next(found) for vector in vectors]
+    return fit, [None if vector is None else next(found) for vector in vectors]
+
+
+Scores = dict[str, dict[str, float]]
+"""Values by region and metric."""
 
 
 def score_systems(
     config: RunConfig, copies: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned
-) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+) -> dict[str, dict[str, Scores]]:
     """Out-of-fold Dice per system, form and region: whole-volume over copies that have the region, and lesion-wise.
 
     Systems: each model alone, the ensemble, and the ensemble refined by thresholds chosen without the copy's fold.
@@ -400,24 +477,25 @@ def score_systems(
         for model in config.models
     }
     systems["ensemble"] = lambda index: labels_from_regions(scorer.ensembles[index])
-    systems["refined"] = lambda index: scorer.labels(index, tuned.by_fold[copies[index].fold])
+    systems["refined"] = lambda index: scorer.labels(index, tuned.by_fold[copies[index].fold].choice)
     return {
-        system: {form: _score_form(labels_of, copies, form) for form in config.tuning.forms}
+        system: {form: _score_form(labels_of, scorer, form) for form in config.tuning.forms}
         for system, labels_of in systems.items()
     }
 
 
-def _score_form(
-    labels_of: Callable[[int], NDArray[np.uint8]], copies: Sequence[OutOfFold], form: str
-) -> dict[str, dict[str, float]]:
+def _score_pair(pair: tuple[NDArray[np.uint8], NDArray[np.uint8], Version]) -> dict[str, RegionScore]:
+    reference, labels, version = pair
+    return score_case(reference, labels, SPACING, version, metrics="dice")
+
+
+def _score_form(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer, form: str) -> Scores:
+    copies = scorer.copies
     chosen = [index for index, copy in enumerate(copies) if copy.form == form]
     versions: tuple[Version, Version] = (2023, 2024)
-    scores = {
-        version: [
-            score_case(copies[index].reference, labels_of(index), SPACING, version, metrics="dice") for index in chosen
-        ]
-        for version in versions
-    }
+    pairs = [(copies[index].reference, labels_of(index), version) for version in versions for index in chosen]
+    found = list(scorer.workers.map(_score_pair, pairs))
+    scores = {2023: found[: len(chosen)], 2024: found[len(chosen) :]}
     summary = {}
     for region in REGIONS:
         present = [region_mask(copies[index].reference, region).any() for index in chosen]

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
-from training.config import load_config
+from training.out_of_fold import OutOfFold
 from training.tuning import (
     COMPONENT_GRID,
+    GROUPS,
     NEUTRAL,
-    PAPER_WEIGHTS,
     RATIO_GRID,
     Choice,
-    OutOfFold,
     Scorer,
-    ensemble_weights,
+    choice_of,
+    honest_gains,
     paint,
+    select,
+    tables_of,
     tune_all,
-    tune_subtypes,
 )
-
-CONFIG = load_config(Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml")
+from training.workers import open_workers
 
 
 def reference(enhancing: bool = True):
@@ -69,12 +67,12 @@ def test_the_grids_are_the_authors():
 def test_perfect_predictions_are_left_alone():
     tuned = tune_all(scenes([probabilities(reference())] * 5))
     assert tuned.choice == Choice()
-    assert set(tuned.gains.values()) == {0}
+    assert set(tuned.overall.gains.values()) == {0}
 
 
 def test_specks_are_removed():
     tuned = tune_all(scenes([with_specks()] * 5))
-    assert tuned.gains["components"] > 0
+    assert tuned.overall.gains["components"] > 0
     assert tuned.choice.thresholds.smallest_component_mm3["ED"] > 64
     assert tuned.choice.thresholds.smallest_component_mm3["NCR"] == 0
 
@@ -82,7 +80,7 @@ def test_specks_are_removed():
 def test_specks_in_one_fold_alone_decide_nothing():
     # Chosen on that fold the removal helps it, but what the other folds would have chosen helps nobody.
     tuned = tune_all(scenes([with_specks()] + [probabilities(reference())] * 4))
-    assert tuned.gains["components"] == 0
+    assert tuned.overall.gains["components"] == 0
     assert tuned.choice.thresholds == NEUTRAL
 
 
@@ -91,7 +89,7 @@ def test_a_little_enhancement_where_there_is_none_is_relabelled():
     predicted = truth.copy()
     predicted[12:21, 12:21, 8:15] = 3  # 567 mm³, more than any component threshold, and 18 % of the whole tumour
     tuned = tune_all(scenes([probabilities(predicted)] * 5, [truth] * 5))
-    assert tuned.gains["ratio"] > 0
+    assert tuned.overall.gains["ratio"] > 0
     assert tuned.choice.thresholds.et_wt_ratio == 0.2
 
 
@@ -100,7 +98,7 @@ def test_region_thresholds_follow_the_probabilities():
     timid = probabilities(truth)
     timid[2] = np.where(region_mask(truth, "ET"), 0.42, 0.05)
     tuned = tune_all(scenes([timid] * 5))
-    assert tuned.gains["regions"] > 0
+    assert tuned.overall.gains["regions"] > 0
     assert tuned.choice.regions[2] < 0.42
     assert tuned.choice.regions[:2] == (0.5, 0.5)
 
@@ -108,22 +106,95 @@ def test_region_thresholds_follow_the_probabilities():
 def test_what_a_fold_is_scored_with_was_chosen_without_it():
     tuned = tune_all(scenes([with_specks()] * 4 + [probabilities(reference())]))
     assert set(tuned.by_fold) == {0, 1, 2, 3, 4}
-    assert all(choice.thresholds.smallest_component_mm3["ED"] > 0 for choice in tuned.by_fold.values())
+    assert all(chosen.choice.thresholds.smallest_component_mm3["ED"] > 0 for chosen in tuned.by_fold.values())
+
+
+def test_what_helps_one_fold_alone_is_no_honest_gain():
+    # Two folds with specks let all folds keep the removal: each shows it to the other, and the clean ones lose nothing.
+    scorer = scenes([with_specks()] * 2 + [probabilities(reference())] * 3)
+    tuned = tune_all(scorer)
+    assert tuned.choice.thresholds.smallest_component_mm3["ED"] > 0
+    # Without one of the two, the other's specks are in one fold alone: not kept, so the held-out one keeps its specks.
+    assert tuned.by_fold[0].choice == Choice()
+    assert tuned.overall.gains["components"] > 0
+    assert honest_gains(scorer, tuned)["components"] == 0
+
+
+def test_the_honest_gain_is_the_difference_on_held_out_folds():
+    scorer = scenes([with_specks()] * 5)
+    tuned = tune_all(scorer)
+    gains = honest_gains(scorer, tuned)
+    assert gains["components"] == pytest.approx(1 - scorer.mean(range(5), Choice()))
+    assert gains["regions"] == gains["ratio"] == 0
+
+
+def test_copies_of_one_fold_show_no_gain():
+    scorer = scenes([with_specks()])
+    selection = select(scorer, [0], GROUPS)
+    assert selection.choice == Choice()
+    assert selection.found["components"] != Choice()
+
+
+def test_workers_find_what_one_process_finds():
+    predictions = [with_specks(), probabilities(reference()), with_specks(), with_specks()]
+    alone = tune_all(scenes(predictions))
+    with open_workers(2) as workers:
+        scorer = scenes(predictions)
+        scorer.workers = workers
+        assert tune_all(scorer) == alone
+
+
+def test_a_choice_survives_the_tables():
+    own = replace(NEUTRAL, et_wt_ratio=0.1)
+    choice = Choice((0.4, 0.5, 0.6), NEUTRAL, {1: own})
+    back = choice_of(tables_of(choice, 3))
+    assert back.regions == choice.regions
+    assert [back.of(cluster) for cluster in (None, 0, 1, 2)] == [NEUTRAL, NEUTRAL, own, NEUTRAL]
+
+
+def lonely_enhancement():
+    """A true spot of enhancement that removing specks of everyone else's size would delete, and such a speck."""
+    truth = reference(enhancing=False)
+    truth[13:17, 13:17, 9:13] = 3  # 64 mm³, true here
+    return truth, probabilities(truth)
+
+
+def false_enhancement():
+    truth = reference(enhancing=False)
+    labels = truth.copy()
+    labels[13:17, 13:17, 9:13] = 3  # 64 mm³, false here
+    return truth, probabilities(labels)
+
+
+def two_subtypes(true_ones):
+    """Ten tumours of subtype 0 with false enhancement, and some of subtype 1 where the same is true."""
+    scenes_of = [false_enhancement()] * 10 + [lonely_enhancement()] * true_ones
+    scorer = scenes([p for _, p in scenes_of], [truth for truth, _ in scenes_of])
+    scorer.clusters = [0] * 10 + [1] * true_ones
+    return scorer
+
+
+def test_a_subtype_with_many_tumours_gets_its_own_thresholds():
+    scorer = two_subtypes(8)
+    tuned = tune_all(scorer)
+    assert tuned.choice.of(0) != tuned.choice.of(1)
+    assert tuned.choice.of(1) == NEUTRAL
+    assert all(scorer.score(index, tuned.choice) == 1 for index in range(10, 18))
+    assert sum(honest_gains(scorer, tuned).values()) > 0
 
 
 def test_small_subtypes_are_shrunk_to_the_choice_of_all():
-    # Two tumours of subtype 1 would keep a true small lesion that specks of everyone else look like.
-    scorer = scenes([with_specks()] * 10)
-    tuned = tune_all(scorer)
-    thresholds, gain = tune_subtypes(scorer, [0] * 8 + [1] * 2, tuned)
-    assert thresholds[1].smallest_component_mm3 == tuned.choice.thresholds.smallest_component_mm3
-    assert gain == 0
+    tuned = tune_all(two_subtypes(1))
+    assert tuned.choice.thresholds != NEUTRAL
+    assert tuned.choice.of(1) == tuned.choice.of(0) == tuned.choice.thresholds
 
 
-def test_a_tumour_without_subtype_does_not_stop_the_tuning():
+def test_a_tumour_without_subtype_gets_the_thresholds_of_all():
     scorer = scenes([with_specks()] * 5)
-    thresholds, _ = tune_subtypes(scorer, [0, 0, None, 0, 0], tune_all(scorer))
-    assert set(thresholds) == {0}
+    scorer.clusters = [0, 0, None, 0, 0]
+    tuned = tune_all(scorer)
+    assert set(tuned.overall.gains) == {"regions", "components", "ratio", "subtypes 0"}
+    assert tuned.choice.of(None) == tuned.choice.thresholds
 
 
 @pytest.mark.parametrize("smallest", [0.0, 50.0, 64.0, 65.0, 300.0, 5000.0])
@@ -137,26 +208,6 @@ def test_the_foreseen_effect_is_that_of_refinement(smallest, ratio):
     cleaned, removed = remove_components(painted.labels, (1, 1, 1), thresholds.smallest_component_mm3)
     counts = [removed[label].components for label in ("NCR", "ED", "ET")]
     assert painted.effect(thresholds) == (*counts, relabel_by_ratio(cleaned, ratio)[2])
-
-
-def test_weights_are_shares_of_the_scores():
-    truth = reference()
-    good, bad = probabilities(truth), probabilities(np.zeros_like(truth))
-    copies = [OutOfFold("a__original", "original", 0, truth, {"nnunet": good, "mednext": bad})]
-    weights = ensemble_weights(CONFIG, copies)
-    assert weights == pytest.approx({"nnunet": 1, "mednext": 0})
-
-
-def test_the_papers_weights_are_a_preset():
-    paper = replace(CONFIG, tuning=replace(CONFIG.tuning, weights="paper"))
-    assert ensemble_weights(paper, []) == PAPER_WEIGHTS
-    assert PAPER_WEIGHTS["nnunet"] == pytest.approx(0.4722, abs=1e-4)
-
-
-def test_other_weights_are_refused():
-    odd = replace(CONFIG, tuning=replace(CONFIG.tuning, weights="guess"))
-    with pytest.raises(UsageError, match="'guess'"):
-        ensemble_weights(odd, [])
 
 
 def test_scores_are_those_of_the_official_definition():
