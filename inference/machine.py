@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -19,7 +20,7 @@ class Machine:
     """What runs here."""
 
     threads: int
-    """Processor cores that this process may use: affinity and cgroup quota."""
+    """Processor cores that this process may use: affinity, cgroup quota, `OMP_NUM_THREADS`."""
     memory_gib: float | None
     """Memory that this process may use: the machine's or the cgroup's; None if it cannot be told."""
     engines: tuple[str, ...]
@@ -57,8 +58,12 @@ def library_versions() -> dict[str, str]:
 
 
 def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Cores that this process may keep busy: its affinity, or the quota of its cgroup (v2 or v1)."""
+    """Cores that this process may keep busy: by its affinity, the quota of its cgroup (v2 or v1), and
+    `OMP_NUM_THREADS` where that is a number.
+    """
     threads = len(os.sched_getaffinity(0))
+    with suppress(ValueError):
+        threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
     for folder in _cgroup_folders(cgroup, "cpu"):
         quota = _quota(folder)
         if quota is not None:

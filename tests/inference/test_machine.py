@@ -29,7 +29,17 @@ def test_threads_are_the_affinity_or_the_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     write(tmp_path, files)
+    assert available_threads(tmp_path) == expected
+
+
+@pytest.mark.parametrize(("wished", "expected"), [("3", 3), ("99", 8), ("0", 1), ("4,2", 8)])
+def test_threads_are_no_more_than_the_environment_wishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wished: str, expected: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.setenv("OMP_NUM_THREADS", wished)
     assert available_threads(tmp_path) == expected
 
 

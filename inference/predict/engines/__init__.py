@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
@@ -25,7 +23,6 @@ PROFILES: Final = ("auto", "paper", "fast")
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
 _COARSE: Final = 8
-_CPU_QUOTA: Final = Path("/sys/fs/cgroup/cpu.max")
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
@@ -138,18 +135,6 @@ def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: 
         return 1
     padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
     return len(windows(padded, patch)) * len(MIRRORINGS)
-
-
-def available_cores() -> int:
-    """Processors that this process may use: by its affinity, a container's quota, and `OMP_NUM_THREADS` where set."""
-    cores = len(os.sched_getaffinity(0))
-    with suppress(OSError, ValueError):
-        # ValueError: "max" in place of a number, which is no quota.
-        quota, period = _CPU_QUOTA.read_text(encoding="ascii").split()
-        cores = min(cores, round(int(quota) / int(period)))
-    with suppress(ValueError):
-        cores = min(cores, int(os.environ.get("OMP_NUM_THREADS", cores)))
-    return max(1, cores)
 
 
 def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None = None) -> Engine:

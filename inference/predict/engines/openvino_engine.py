@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 
 from inference.errors import BundleError, DeviceError
 from inference.labels import SEQUENCES, regions_from_label_probabilities
+from inference.machine import available_threads
 from inference.predict.engines import (
     Advance,
     Engine,
     Heed,
     NetworkSource,
     Profile,
-    available_cores,
     heads_of,
     pass_multiple,
 )
@@ -58,7 +58,7 @@ class OpenVinoEngine:
         self._core = openvino.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if "BF16" in capabilities else "f32")
-        self._threads = threads or available_cores()
+        self._threads = threads or available_threads()
         self._against_torch = against_torch
         self._compiled: dict[tuple[int, int], tuple[NetworkSource, openvino.CompiledModel]] = {}
         self._trusted: dict[int, tuple[NetworkSource, bool]] = {}

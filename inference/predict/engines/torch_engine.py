@@ -17,12 +17,12 @@ from torch.nn import functional
 
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
+from inference.machine import available_threads
 from inference.predict.engines import (
     Advance,
     Heed,
     NetworkSource,
     Profile,
-    available_cores,
     heads_of,
     pass_multiple,
 )
@@ -70,7 +70,7 @@ class TorchEngine:
         self._device = check_device(device)
         self._on_gpu = self._device.type == "cuda"
         if not self._on_gpu:
-            torch.set_num_threads(threads or available_cores())
+            torch.set_num_threads(threads or available_threads())
         self._batch = _GPU_BATCH if self._on_gpu else 1
         self._networks: dict[tuple[int, int], tuple[NetworkSource, nn.Module]] = {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from inference.errors import DeviceError, UsageError
 from inference.predict import engines
 from inference.predict.engines import (
     Profile,
-    available_cores,
     choose_profile,
     forward_count,
     open_engine,
@@ -86,23 +84,6 @@ def test_forward_counts() -> None:
     assert forward_count((140, 175, 140), (128, 128, 128), Profile.PAPER) == 64
     assert forward_count((100, 100, 100), (128, 128, 128), Profile.PAPER) == 8
     assert forward_count((140, 175, 140), (128, 128, 128), Profile.FAST) == 1
-
-
-@pytest.mark.parametrize(
-    ("quota", "expected"), [("max 100000", 8), ("200000 100000", 2), ("50000 100000", 1), ("9900000 100000", 8)]
-)
-def test_cores_of_a_container(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quota: str, expected: int) -> None:
-    (tmp_path / "cpu.max").write_text(quota + "\n", encoding="ascii")
-    monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "cpu.max")
-    monkeypatch.setattr(engines.os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    assert available_cores() == expected
-    monkeypatch.setattr(engines, "_CPU_QUOTA", tmp_path / "absent")
-    assert available_cores() == 8
-    monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert available_cores() == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "4,2")
-    assert available_cores() == 8
 
 
 @pytest.mark.parametrize(
