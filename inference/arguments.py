@@ -70,6 +70,8 @@ class InfoArguments:
     """Folder of the bundle."""
     json: bool
     """Whether to answer in JSON."""
+    card: bool
+    """Whether to answer with the bundle's model card, in Markdown."""
 
 
 @dataclass(frozen=True)
@@ -119,9 +121,11 @@ def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None 
     parser.add_argument("--bundle", type=_path, default=bundle, metavar="DIR", help=f"bundle (default: {bundle})")
     if verb == "check":
         return CheckArguments(parser.parse_args(rest).bundle)
-    parser.add_argument("--json", action="store_true", help="answer in JSON")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="answer in JSON")
+    form.add_argument("--card", action="store_true", help="answer with the bundle's model card, in Markdown")
     given = parser.parse_args(rest)
-    return InfoArguments(given.bundle, given.json)
+    return InfoArguments(given.bundle, given.json, given.card)
 
 
 _DESCRIPTIONS: Final = {

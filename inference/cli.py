@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -187,6 +187,12 @@ def _info(arguments: InfoArguments) -> int:
     from inference.bundle.manifest import read_manifest
 
     manifest, digest = read_manifest(arguments.bundle)
+    if arguments.card:
+        from inference.bundle.card import model_card
+
+        sys.stdout.write(model_card(manifest, digest))
+        sys.stdout.flush()
+        return ExitStatus.OK
     machine = look_around()
     if arguments.json:
         bundle = {"path": str(arguments.bundle), "sha256": digest, **asdict(manifest)}
@@ -199,21 +205,9 @@ def _info(arguments: InfoArguments) -> int:
     return ExitStatus.OK
 
 
-def _leaves(value: object, path: str = "") -> Iterator[str]:
-    """One line for every innermost group of free JSON: where it is, and its values."""
-    if not isinstance(value, Mapping):
-        yield f"{path.strip()}: {value}"
-        return
-    plain = {key: item for key, item in value.items() if not isinstance(item, Mapping)}
-    if plain and path:
-        numbers = (f"{key} {item:.4g}" if isinstance(item, float) else f"{key} {item}" for key, item in plain.items())
-        yield f"{path.strip()}: {', '.join(numbers)}"
-    for key, item in value.items():
-        if not (path and key in plain):
-            yield from _leaves(item, f"{path} {key}")
-
-
 def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine) -> Iterator[str]:
+    from inference.bundle.card import leaves
+
     provenance = manifest.provenance
     yield f"bundle        {manifest.name} {manifest.version}, made {manifest.created}"
     size = sum(file.size for file in manifest.files.values())
@@ -225,7 +219,7 @@ def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine)
     yield f"intended use  {manifest.intended_use}"
     yield f"limits        {manifest.limits}"
     yield f"licence       {manifest.licence}"
-    yield from (f"scores        {line}" for line in _leaves(manifest.scores))
+    yield from (f"scores        {line}" for line in leaves(manifest.scores))
     engines = ", ".join(machine.engines) or "none"
     yield f"this machine  {machine.threads} threads, {machine.memory_gib} GiB memory, engines: {engines}"
     yield f"GPU           {', '.join(machine.gpus) or 'none'}" + f", driver {machine.driver}" * bool(machine.driver)

@@ -73,7 +73,7 @@ def test_the_environment_gives_defaults_that_words_override() -> None:
 
 
 def test_the_other_verbs() -> None:
-    assert parse_arguments(["info", "--json"], {}) == InfoArguments(EMBEDDED, json=True)
+    assert parse_arguments(["info", "--json"], {}) == InfoArguments(EMBEDDED, json=True, card=False)
     assert parse_arguments(["check", "--bundle=B"], {}) == CheckArguments(Path("B"))
     assert parse_arguments(["explain", "r.json", "A"], {}) == ExplainArguments(Path("r.json"), "A")
     assert parse_arguments(["explain", "r.json"], {}) == ExplainArguments(Path("r.json"), None)
