@@ -53,6 +53,9 @@ def main(words: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # Who reads standard output has gone; what is left in its buffer must not be tried again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except Exception as error:
+            log.debug("unexpected", exc_info=True)
+            log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
         return ExitStatus.NOTHING_ATTEMPTED
 
 
@@ -130,9 +133,12 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     with console.progress(total) as advance:
         outcome = segment_folder(listing, system, settings, tell, advance)
     status = _conclude(outcome)
-    recorder.end(outcome, status, time.perf_counter() - begin)
-    if arguments.report:
-        recorder.write_page(arguments.report)
+    try:
+        recorder.end(outcome, status, time.perf_counter() - begin)
+        if arguments.report:
+            recorder.write_page(arguments.report)
+    except KeyboardInterrupt as stop:
+        log.error("ended by %s after the last case: record and page may not be up to date", str(stop) or "SIGINT")
     return status
 
 

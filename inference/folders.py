@@ -84,13 +84,14 @@ class RecordFile:
 
     def write_page(self, report: Path) -> None:
         """Write the page of the run, once it is over, to the folder that holds the pictures of its cases."""
-        from inference.report.page import write_page
-
         assert self._run is not None
         try:
+            from inference.report.page import write_page
+
             write_page(json.loads(render_record(self._run, self._cases)), report)
-        except FolderError as error:
-            log.error("warning: no page: %s", error)
+        except Exception as error:
+            log.debug("no page", exc_info=True)
+            log.error("warning: no page: %s", str(error) or type(error).__name__)
 
     def _write(self) -> None:
         if self._path is None or self._run is None:

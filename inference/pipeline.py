@@ -39,6 +39,16 @@ log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 
 EMPTY_TUMOUR: Final = "no tumour was found: look at the scan before you believe it"
+_SIGNS_OF_NO_MEMORY: Final = (
+    "allocate memory",
+    "bad_alloc",
+    "alloc_failed",
+    "out of memory",
+    "can't start new thread",
+    "failed to map segment",
+)
+"""What libraries say, in errors of any type, where the system or the GPU gives them no memory; the last two are threads
+and libraries that find no room."""
 _EMPTY_STAMP: Final = "all background: the case failed"
 
 
@@ -200,15 +210,16 @@ def _draw(scan: Scan, labels: NDArray[np.uint8], record: CaseRecord, report: Pat
     """Draw a case if that is wanted; a result without its picture is still a result, with a warning."""
     if report is None:
         return record
-    from inference.report.figures import CaseDrawing, draw_case
-    from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
-    from inference.report.slices import stack_slices, write_slices
-
     try:
+        from inference.report.figures import CaseDrawing, draw_case
+        from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+        from inference.report.slices import stack_slices, write_slices
+
         drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, record.warnings)
         draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
         write_slices(stack_slices(scan.data, labels, scan.spacing), report / f"{scan.case}{SLICES_SUFFIX}")
-    except (GliomaError, MemoryError) as error:
+    except Exception as error:
+        log.debug("%s: no picture", scan.case, exc_info=True)
         return replace(record, warnings=(*record.warnings, f"no picture: {reason(error, scan.case)}"))
     return record
 
@@ -339,11 +350,13 @@ class _Journey:
 
 def reason(error: Exception, case: str) -> str:
     """Why a case failed, in one line that does not repeat its ID."""
-    if isinstance(error, MemoryError):
-        return "out of memory: close other programs, or use a machine with more"
     text = " ".join(str(error).split())
     if isinstance(error, GliomaError):
         return text.removeprefix(f"{case}: ")
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
+        if "cuda" in text.lower() or "cublas" in text.lower():
+            return "out of GPU memory: close what else uses it, or choose --device cpu"
+        return "out of memory: close other programs, or use a machine with more"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"
     return f"unexpected {type(error).__name__}: {text[:300]}"

@@ -6,8 +6,9 @@ import gzip
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -79,8 +80,11 @@ def read_scan(case: Case) -> Scan:
         _check_same_grid(image, images[_REFERENCE])
     x, y, z = reference.canonical_shape
     data = np.empty((len(SEQUENCES), z, y, x), np.float32).transpose(0, 3, 2, 1)
-    with ThreadPoolExecutor(len(SEQUENCES) if x * y * z <= _SEVERAL_AT_ONCE else 1) as pool:
-        list(pool.map(_read_sequence, images.values(), data))
+    if x * y * z <= _SEVERAL_AT_ONCE:
+        _read_side_by_side(images, data)
+    else:
+        for image, sequence in zip(images.values(), data, strict=True):
+            _read_sequence(image, sequence)
     return Scan(
         case=case.id,
         data=data,
@@ -112,6 +116,19 @@ def _check_same_grid(image: Image, reference: Image) -> None:
         )
     if geometry.codes != expected.codes:
         image.notes.repairs.append(f"stored as {geometry.codes}, t1n as {expected.codes}: reoriented")
+
+
+def _read_side_by_side(images: Mapping[str, Image], data: NDArray[np.float32]) -> None:
+    reading = [_readers().submit(_read_sequence, *pair) for pair in zip(images.values(), data, strict=True)]
+    wait(reading)
+    for sequence in reading:
+        sequence.result()
+
+
+@cache
+def _readers() -> ThreadPoolExecutor:
+    """Threads that are started once and not for every case: one that finds no memory to start with never says so."""
+    return ThreadPoolExecutor(len(SEQUENCES), "sequence")
 
 
 def _read_sequence(image: Image, into: NDArray[np.float32]) -> None:

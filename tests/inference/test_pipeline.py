@@ -173,6 +173,13 @@ def raises(error: BaseException) -> Callable[..., object]:
         ("write_labels", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out"), "/out: No space left on device"),
         ("refine", ValueError("no\nsuch thing"), "unexpected ValueError: no such thing"),
         ("read_scan", RecursionError("deep"), "unexpected RecursionError: deep"),
+        ("predict", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: close"),
+        ("predict", RuntimeError("Check failed: std::bad_alloc"), "out of memory: close"),
+        ("refine", ImportError("lib.so: failed to map segment from shared object"), "out of memory: close"),
+        ("read_scan", RuntimeError("can't start new thread"), "out of memory: close"),
+        ("read_scan", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out of memory: close"),
+        ("predict", RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of GPU memory: close"),
+        ("predict", RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out of GPU memory: close"),
     ],
 )
 def test_whatever_fails_is_the_cases_own_and_one_line(
@@ -351,6 +358,22 @@ def test_a_picture_that_cannot_be_written_is_a_warning(
     record = walk_to_end(walk)
     assert record.status == "ok"
     assert any("no picture" in warning for warning in record.warnings)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("singular"), ImportError("no matplotlib"), MemoryError(), OSError(28, "full")]
+)
+def test_whatever_fails_in_drawing_costs_no_result(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from inference.report import figures
+
+    monkeypatch.setattr(figures, "draw_case", raises(error))
+    outcome, _ = run(cases, output, system, into=Destination(output, cases.parent), on_error="empty", shard=(1, 3))
+    (case,) = outcome.cases
+    assert case.status == "ok"
+    assert any("no picture" in warning for warning in case.warnings)
+    assert canonical(output / f"{IDS[0]}.nii.gz").any()
 
 
 def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
