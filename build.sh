@@ -4,6 +4,14 @@
 #   demo    set everything up, segment a synthetic case with the embedded bundle, score it, draw it (in demo/)
 #   test    set everything up and run the tests
 #   lint    ruff and mypy
+#   image   [--cpu | --training] [--bundle DIR] [--base IMAGE] [--run-as UID:GID] [--tag NAME:TAG]
+#           build a container image with docker, podman or buildah, whichever works: glioma-africa:inference (what is
+#           submitted, with PyTorch), :cpu (without, small) or :training. SSL_CERT_FILE, PIP_CONFIG_FILE and
+#           UV_CONFIG_FILE, where set, are used for fetching packages and stay out of the image
+#   export  NAME:TAG FILE.tar.gz
+#           an image as one file, and its sha256 beside it, for `docker load` or Apptainer where there is no network
+#   image-test [--cpu | --inference | --training]
+#           build images on a Debian base made here and run every calling form in them (root, buildah, debootstrap)
 #   lock    pin every dependency anew (locks/*.txt)
 #   setup   only make the environment (.venv), from locks/dev.txt
 set -euo pipefail
@@ -52,8 +60,73 @@ demo() {
     echo "picture: demo/demo.png    page: demo/report/index.html"
 }
 
+# docker is often installed where no daemon answers.
+container_engine() {
+    for engine in docker podman buildah; do
+        if command -v "$engine" > /dev/null && "$engine" info > /dev/null 2>&1; then echo "$engine"; return; fi
+    done
+    echo "build.sh: needs docker, podman or buildah, working" >&2
+    return 2
+}
+
+image() {
+    local target=inference bundle=weights/embedded base="" tag="" run_as="" engine
+    while [ $# -gt 0 ]; do
+        case "$1" in
+            --cpu | --training) target="${1#--}"; shift ;;
+            --bundle) bundle="$2"; shift 2 ;;
+            --base) base="$2"; shift 2 ;;
+            --run-as) run_as="$2"; shift 2 ;;
+            --tag) tag="$2"; shift 2 ;;
+            *) echo "build.sh: image: unknown option $1" >&2; return 2 ;;
+        esac
+    done
+    [ -f "$bundle/manifest.json" ] || { echo "build.sh: $bundle: no bundle (manifest.json) here" >&2; return 2; }
+    # Nothing in a small image needs CUDA's base.
+    [ "$target" != cpu ] || base="${base:-docker.io/library/debian:bookworm-slim}"
+    engine="$(container_engine)"
+    first() { sed -n "s/^ *\"\?$1\"\? *[:=] *\"\([^\"]*\)\".*/\1/p" "$2" | head -n 1; }
+    local options=(
+        --file Dockerfile --target "$target" --tag "${tag:-glioma-africa:$target}" --build-context "bundle=$bundle"
+        --label "org.opencontainers.image.title=glioma-africa ($target)"
+        --label "org.opencontainers.image.version=$(first version pyproject.toml)"
+        --label "org.opencontainers.image.revision=$(git describe --always --dirty --abbrev=40 2> /dev/null || echo unknown)"
+        --label "org.opencontainers.image.licenses=Apache-2.0"
+        --label "glioma-africa.bundle.name=$(first name "$bundle/manifest.json")"
+        --label "glioma-africa.bundle.version=$(first version "$bundle/manifest.json")"
+        --label "glioma-africa.bundle.licence=$(first licence "$bundle/manifest.json")"
+        ${base:+--build-arg "BASE_IMAGE=$base"} ${run_as:+--build-arg "RUN_AS=$run_as"}
+        ${SSL_CERT_FILE:+--secret "id=certificates,src=$SSL_CERT_FILE"}
+        ${PIP_CONFIG_FILE:+--secret "id=pip.conf,src=$PIP_CONFIG_FILE"}
+        ${UV_CONFIG_FILE:+--secret "id=uv.toml,src=$UV_CONFIG_FILE"}
+    )
+    # The OCI format that podman and buildah prefer has no health check.
+    [ "$engine" = docker ] || options+=(--format docker --layers)
+    "$engine" build "${options[@]}" .
+}
+
+# An image as a file. `docker load`, `podman load` and Apptainer (docker-archive:) read it as it is.
+export_image() {
+    [ $# -eq 2 ] || { echo "build.sh: export: expected NAME:TAG and FILE.tar.gz" >&2; return 2; }
+    local engine file
+    engine="$(container_engine)"
+    file="$(realpath "$2")"
+    if [ "$engine" = buildah ]; then
+        local plain="${file%.gz}"
+        rm -f "$plain"
+        buildah push --quiet "$1" "docker-archive:$plain:$1"
+        gzip --fast --force "$plain"
+    else
+        "$engine" save "$1" | gzip --fast > "$file"
+    fi
+    (cd "$(dirname "$file")" && sha256sum "$(basename "$file")" | tee "$(basename "$file").sha256")
+}
+
 case "${1:-}" in
     demo | lock | setup) "$1" ;;
+    image) shift; image "$@" ;;
+    export) shift; export_image "$@" ;;
+    image-test) setup; shift; .venv/bin/python -m tests.image.calls "$@" ;;
     test) setup; shift; .venv/bin/python -m pytest "$@" ;;
     lint) setup; .venv/bin/ruff check; .venv/bin/ruff format --check; .venv/bin/mypy ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; [ -z "${1:-}" ] || exit 2 ;;

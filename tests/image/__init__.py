@@ -1,0 +1,1 @@
+"""Images built and called as organisers call them; not part of the tests that pytest runs."""
