@@ -16,7 +16,7 @@ OnError = Literal["skip", "empty", "stop"]
 Profile = Literal["auto", "paper", "fast"]
 EngineChoice = Literal["auto", "torch", "openvino"]
 
-VERBS: Final = ("infer", "info", "check", "explain")
+VERBS: Final = ("infer", "info", "check", "explain", "merge")
 EMBEDDED: Final = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 """The bundle that comes with the program."""
 
@@ -92,7 +92,19 @@ class ExplainArguments:
     """ID of the case; None for all."""
 
 
-Arguments = InferArguments | InfoArguments | CheckArguments | ExplainArguments
+@dataclass(frozen=True)
+class MergeArguments:
+    """What `merge` was asked for."""
+
+    records: tuple[Path, ...]
+    """The last record of every shard."""
+    earlier: tuple[Path, ...]
+    """Records of earlier runs, for what they say of cases that were resumed."""
+    output: Path
+    """File of the one record."""
+
+
+Arguments = InferArguments | InfoArguments | CheckArguments | ExplainArguments | MergeArguments
 
 
 class _Parser(argparse.ArgumentParser):
@@ -118,6 +130,12 @@ def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None 
         parser.add_argument("case", nargs="?", metavar="ID", help="one case (default: all)")
         given = parser.parse_args(rest)
         return ExplainArguments(given.record, given.case)
+    if verb == "merge":
+        parser.add_argument("records", type=_path, nargs="+", metavar="RECORD.json", help="the last of every shard")
+        parser.add_argument("--earlier", type=_path, nargs="*", default=[], metavar="RECORD.json", help=_EARLIER)
+        parser.add_argument("--output", type=_path, required=True, metavar="FILE.json", help="the one record")
+        given = parser.parse_args(rest)
+        return MergeArguments(tuple(given.records), tuple(given.earlier), given.output)
     parser.add_argument("--bundle", type=_path, default=bundle, metavar="DIR", help=f"bundle (default: {bundle})")
     if verb == "check":
         return CheckArguments(parser.parse_args(rest).bundle)
@@ -129,11 +147,13 @@ def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None 
 
 
 _DESCRIPTIONS: Final = {
-    "infer": "Segment the gliomas of a folder of cases: one <ID>.nii.gz per case. Other verbs: info, check, explain.",
+    "infer": "Segment the gliomas of a folder of cases: one <ID>.nii.gz per case. Also: info, check, explain, merge.",
     "info": "Say what the bundle is and what runs on this machine.",
     "check": "Verify the bundle and that its networks load: exit status 0, or the name of what is wrong and 2.",
     "explain": "Say why a tumour got its subtype and thresholds, from a run's record.",
+    "merge": "Make one record of those of shards: exit status 0, 1 if a case failed, 2 if a shard has not ended.",
 }
+_EARLIER: Final = "records of earlier runs, which tell more of the cases that a later run left out"
 
 
 def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, str]) -> InferArguments:

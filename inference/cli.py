@@ -1,4 +1,4 @@
-"""The command line: `infer` (the default), `info`, `check`, `explain`. What takes time is imported by the verbs."""
+"""The command line: `infer` (the default), `info`, `check`, `explain`, `merge`; verbs import what takes time."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from inference.arguments import (
     ExplainArguments,
     InferArguments,
     InfoArguments,
+    MergeArguments,
     parse_arguments,
 )
 from inference.console import Console
@@ -67,6 +68,8 @@ def _dispatch(arguments: Arguments, words: tuple[str, ...], console: Console, be
         return _info(arguments)
     if isinstance(arguments, CheckArguments):
         return _check(arguments)
+    if isinstance(arguments, MergeArguments):
+        return _merge(arguments)
     return _explain(arguments)
 
 
@@ -249,3 +252,18 @@ def _explain(arguments: ExplainArguments) -> int:
     sys.stdout.write(explain(read_record(arguments.record), arguments.case))
     sys.stdout.flush()
     return ExitStatus.OK
+
+
+def _merge(arguments: MergeArguments) -> int:
+    from inference.folders import prepare_folder
+    from inference.intake.writing import write_whole
+    from inference.report.merging import all_written, merge_records, summary_line
+    from inference.report.record import read_record, render_value
+
+    records = {str(path): read_record(path) for path in arguments.records}
+    merged = merge_records(records, [read_record(path) for path in arguments.earlier])
+    prepare_folder(arguments.output.parent)
+    write_whole(arguments.output, render_value(merged))
+    sys.stdout.write(summary_line(merged) + "\n")
+    sys.stdout.flush()
+    return ExitStatus.OK if all_written(merged) else ExitStatus.CASE_FAILED

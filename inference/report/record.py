@@ -109,6 +109,11 @@ def volumes_ml(labels: NDArray[np.uint8], spacing: Sequence[float]) -> dict[str,
 def render_record(run: RunRecord, cases: Sequence[CaseRecord]) -> bytes:
     """The record as JSON, `{"run": {…}, "cases": […]}`."""
     value = {"run": {"schema": RECORD_SCHEMA, **_object(run)}, "cases": [_object(case) for case in cases]}
+    return render_value(value)
+
+
+def render_value(value: object) -> bytes:
+    """A record that is JSON already, as the bytes of its file."""
     return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
