@@ -144,6 +144,13 @@ def build_parser() -> argparse.ArgumentParser:
     run_all.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
     run_all.add_argument("--cores", type=int, default=2, help="cores to use (default: 2)")
     run_all.add_argument("--dry-run", action="store_true", help="only list the jobs")
+    run_all.add_argument(
+        "--slurm", type=int, nargs="?", const=100, metavar="JOBS", help="submit to Slurm, so many jobs at a time (100)"
+    )
+    run_all.add_argument(
+        "--program", metavar="WORDS", help='what runs a step, such as "apptainer run --nv --bind /data training.sif"'
+    )
+    run_all.add_argument("snakemake", nargs="*", metavar="-- OPTION", help="further options, for Snakemake itself")
     for name, (text, add_arguments, _) in TOOLS.items():
         add_arguments(commands.add_parser(name, help=text, description=text))
     return parser
@@ -155,7 +162,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     load_config(arguments.config)
     words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work), "--cores", str(arguments.cores)]
-    words += ["--config", f"run={arguments.config.resolve()}", "--rerun-triggers", "mtime", "--rerun-incomplete"]
+    words += ["--executor", "slurm", "--jobs", str(arguments.slurm)] if arguments.slurm else []
+    words += ["--rerun-triggers", "mtime", "--rerun-incomplete", *arguments.snakemake]
+    words += ["--config", f"run={arguments.config.resolve()}"]
+    words += [f"program={arguments.program}"] if arguments.program else []
     arguments.work.mkdir(parents=True, exist_ok=True)
     try:
         snakemake(words + ["--dry-run"] * arguments.dry_run)
