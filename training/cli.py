@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from training import demonstration
-from training.config import STAGES, RunConfig, load_config
+from training.config import STAGES, TRAININGS, RunConfig, load_config
 from training.evaluation import compare, evaluate
 
 log = logging.getLogger("training")
@@ -68,7 +68,7 @@ def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     fitting.train(
         config,
         work,
-        arguments.stage,
+        arguments.training,
         arguments.model,
         arguments.fold,
         device=arguments.device,
@@ -80,7 +80,7 @@ def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
     """Predict the cases of one fold with the network that has not seen them."""
     from training.crossval import predict_fold
 
-    predict_fold(config, work, arguments.model, arguments.fold)
+    predict_fold(config, work, arguments.model, arguments.fold, arguments.training)
 
 
 def tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
@@ -104,8 +104,8 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
     "plan": (plan, ()),
     "preprocess": (preprocess, ("stage", "model")),
     "splits": (splits, ()),
-    "train": (train, ("stage", "model", "fold", "device", "threads")),
-    "predict": (predict, ("model", "fold")),
+    "train": (train, ("training", "model", "fold", "device", "threads")),
+    "predict": (predict, ("predicting", "model", "fold")),
     "tune": (tune, ("jobs",)),
     "freeze": (freeze, ("bundle", "revision")),
 }
@@ -177,6 +177,12 @@ def run(arguments: argparse.Namespace) -> int:
 def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
     if argument == "stage":
         command.add_argument("--stage", choices=STAGES, required=True)
+    elif argument == "training":
+        command.add_argument("--stage", dest="training", choices=TRAININGS, required=True, help="kind of training")
+    elif argument == "predicting":
+        command.add_argument(
+            "--stage", dest="training", choices=TRAININGS[1:], default="finetuning", help="default: finetuning"
+        )
     elif argument == "model":
         command.add_argument("--model", required=True, help="name of the model in the configuration")
     elif argument == "fold":

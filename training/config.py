@@ -12,7 +12,9 @@ from pathlib import Path
 from inference.errors import UsageError
 
 STAGES = ("pretraining", "finetuning")
-"""The two stages of every run, in order."""
+"""The two stages of every run, in order; each has its data set."""
+TRAININGS = (*STAGES, "scratch")
+"""Kinds of training: the two stages, and for comparison fine-tuning from a random start instead of pretraining."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,14 @@ class TuningConfig:
 
 
 @dataclass(frozen=True)
+class ComparisonConfig:
+    """What is trained beside the bundle, to see what each step of the method is worth."""
+
+    scratch: tuple[str, ...] = ()
+    """Models that are also trained on the second stage's data alone, with its schedule, from random weights."""
+
+
+@dataclass(frozen=True)
 class BundleConfig:
     """What the frozen bundle says of itself."""
 
@@ -176,10 +186,16 @@ class RunConfig:
     """Stratification and refinement."""
     tuning: TuningConfig = TuningConfig()
     """What out-of-fold predictions decide."""
+    comparison: ComparisonConfig = ComparisonConfig()
+    """What is trained beside the bundle."""
     folds: int = 5
     """Cross-validation folds; one network each."""
     seed: int = 2024
     """Of everything random outside the trainer's augmentation."""
+
+    def __post_init__(self) -> None:
+        for name in self.comparison.scratch:
+            self.model(name)
 
     def source(self, name: str) -> SourceConfig:
         """The source called `name`; UsageError where there is none."""
@@ -192,6 +208,10 @@ class RunConfig:
     def dataset(self, stage: str) -> DatasetConfig:
         """What `stage` trains on."""
         return self.pretraining if stage == "pretraining" else self.finetuning
+
+    def trainings(self, model: str) -> tuple[str, ...]:
+        """Kinds of training that `model` goes through."""
+        return TRAININGS if model in self.comparison.scratch else STAGES
 
     def model(self, name: str) -> ModelConfig:
         """The model called `name`; UsageError where there is none."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
-from training.config import STAGES, ModelConfig, RunConfig
+from training.config import STAGES, TRAININGS, ModelConfig, RunConfig
 from training.datasets import copies_of, dataset_name, read_cases, read_folds
 from training.folds import check_no_leak, splits_of
 from training.planning import CONFIGURATION, set_nnunet_folders
@@ -21,16 +21,26 @@ if TYPE_CHECKING:
     from training.trainers import RegionTrainer
 
 
-def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
-    """Where nnU-Net keeps one training."""
+def stage_of(training: str) -> str:
+    """The stage whose data set and schedule a kind of training (one of TRAININGS) uses."""
+    return "finetuning" if training == "scratch" else training
+
+
+def network_name(model: str, training: str) -> str:
+    """What a model is called as the result of a kind of training: nnunet, or nnunet-scratch."""
+    return f"{model}-scratch" if training == "scratch" else model
+
+
+def training_folder(config: RunConfig, work: Path, training: str, model: str, fold: int) -> Path:
+    """Where nnU-Net keeps one training: by data set, then by trainer, network's name and configuration."""
     trainer = "MedNeXtRegionTrainer" if config.model(model).architecture == "MedNeXt" else "NnUNetRegionTrainer"
-    name = f"{trainer}__{model}__{CONFIGURATION}"
-    return work / "nnunet" / "trainings" / dataset_name(stage) / name / f"fold_{fold}"
+    name = f"{trainer}__{network_name(model, training)}__{CONFIGURATION}"
+    return work / "nnunet" / "trainings" / dataset_name(stage_of(training)) / name / f"fold_{fold}"
 
 
-def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
+def checkpoint_path(config: RunConfig, work: Path, training: str, model: str, fold: int) -> Path:
     """The last checkpoint of a finished training."""
-    return training_folder(config, work, stage, model, fold) / "checkpoint_final.pth"
+    return training_folder(config, work, training, model, fold) / "checkpoint_final.pth"
 
 
 def write_splits(work: Path) -> None:
@@ -74,15 +84,15 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
 
 
 def train(
-    config: RunConfig, work: Path, stage: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
+    config: RunConfig, work: Path, training: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
 ) -> Path:
     """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
 
-    The second stage starts from the first stage's network of the same model and fold, and refuses other plans.
+    Fine-tuning starts from the first stage's network of the same model and fold, and refuses other plans.
     """
     import torch
 
-    finished = checkpoint_path(config, work, stage, model_name, fold)
+    finished = checkpoint_path(config, work, training, model_name, fold)
     if finished.is_file():
         return finished
     set_nnunet_folders(work)
@@ -92,14 +102,14 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     model = config.model(model_name)
-    trainer = _make_trainer(config, work, stage, model, fold, device=device)
+    trainer = _make_trainer(config, work, training, model, fold, device=device)
     latest = finished.with_name("checkpoint_latest.pth")
     if latest.is_file():
         trainer.load_checkpoint(str(latest))
     else:
-        _seed(config.seed + 100 * STAGES.index(stage) + fold)
+        _seed(config.seed + 100 * TRAININGS.index(training) + fold)
         trainer.initialize()
-        if stage == "finetuning":
+        if training == "finetuning":
             start = checkpoint_path(config, work, "pretraining", model_name, fold)
             _check_same_plans(work, model_name)
             weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
@@ -109,7 +119,7 @@ def train(
 
 
 def _make_trainer(
-    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str
+    config: RunConfig, work: Path, training: str, model: ModelConfig, fold: int, *, device: str
 ) -> RegionTrainer:
     import torch
 
@@ -117,10 +127,12 @@ def _make_trainer(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    stage = stage_of(training)
     folder = work / "nnunet" / "preprocessed" / dataset_name(stage)
     plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
+    plans["plans_name"] = network_name(model.name, training)  # names the folder of the training
+    resuming = (training_folder(config, work, training, model.name, fold) / "checkpoint_latest.pth").is_file()
     plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
     trainer = trainer_class(model.architecture)(plans, CONFIGURATION, fold, description, torch.device(device))
     settings = model.pretraining if stage == "pretraining" else model.finetuning

@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from inference.errors import UsageError
-from training.config import load_config
+from training.config import TRAININGS, load_config
+from training.fitting import checkpoint_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 SMOKE = CONFIGS / "smoke.yaml"
@@ -54,12 +55,30 @@ def test_the_defaults_are_the_papers_training():
         (lambda c: c["models"][0].update(patch=[32, 32]), ["patch", "2 values", "3"]),
         (lambda c: c["models"][1]["pretraining"].update(epochs=1.5), ["epochs", "1.5"]),
         (lambda c: c["sources"][0].update(folder="x"), ["either a folder or a number of phantoms"]),
+        (lambda c: c.update(comparison={"scratch": ["unet"]}), ["'unet'", "nnunet, mednext"]),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path, change, words):
     with pytest.raises(UsageError) as caught:
         load_config(altered(tmp_path, change))
     assert all(word in str(caught.value) for word in words)
+
+
+def test_no_two_trainings_share_a_folder(tmp_path):
+    config = load_config(altered(tmp_path, lambda c: c.update(comparison={"scratch": ["nnunet", "mednext"]})))
+    folders = [
+        checkpoint_path(config, tmp_path, training, model, fold).parent
+        for training in TRAININGS
+        for model in ("nnunet", "mednext")
+        for fold in range(2)
+    ]
+    assert len(set(folders)) == 12
+
+
+def test_only_models_of_the_comparison_are_trained_from_scratch(tmp_path):
+    config = load_config(altered(tmp_path, lambda c: c.update(comparison={"scratch": ["nnunet"]})))
+    assert config.trainings("nnunet") == ("pretraining", "finetuning", "scratch")
+    assert config.trainings("mednext") == ("pretraining", "finetuning")
 
 
 def test_what_is_not_yaml_is_named(tmp_path):
