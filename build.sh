@@ -12,6 +12,7 @@
 #           an image as one file, and its sha256 beside it, for `docker load` or Apptainer where there is no network
 #   image-test [--cpu | --inference | --training]
 #           build images on a Debian base made here and run every calling form in them (root, buildah, debootstrap)
+#   docs    build the documentation (docs/_build/html), warnings are errors
 #   lock    pin every dependency anew (locks/*.txt)
 #   setup   only make the environment (.venv), from locks/dev.txt
 set -euo pipefail
@@ -128,6 +129,7 @@ case "${1:-}" in
     export) shift; export_image "$@" ;;
     image-test) setup; shift; .venv/bin/python -m tests.image.calls "$@" ;;
     test) setup; shift; .venv/bin/python -m pytest "$@" ;;
+    docs) setup; .venv/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html; echo "docs/_build/html/index.html" ;;
     lint) setup; .venv/bin/ruff check; .venv/bin/ruff format --check; .venv/bin/mypy ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; [ -z "${1:-}" ] || exit 2 ;;
 esac
