@@ -78,12 +78,16 @@ def open_system(
 
     Raises BundleError, or UsageError and DeviceError for an engine or device that cannot be had.
     """
-    loaded = load_bundle(bundle)
-    subtypes = subtype_model(loaded.subtypes) if loaded.subtypes else None
+    return prepare_system(load_bundle(bundle), profile=profile, engine=engine, device=device, threads=threads)
+
+
+def prepare_system(bundle: Bundle, *, profile: str, engine: str, device: str, threads: int | None) -> System:
+    """Make the networks of a verified bundle ready, as :func:`open_system` says."""
+    subtypes = subtype_model(bundle.subtypes) if bundle.subtypes else None
     runner = open_engine(engine, device, threads=threads)
-    for model in loaded.models:
+    for model in bundle.models:
         runner.load(model)
-    return System(loaded, runner, choose_profile(profile, runner), subtypes)
+    return System(bundle, runner, choose_profile(profile, runner), subtypes)
 
 
 class Stopwatch:
