@@ -97,6 +97,13 @@ def freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None
     freezing.freeze(config, work, arguments.bundle or work / "bundle", revision=arguments.revision)
 
 
+def report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+    """Write what the run shows, or shows so far: one page, and its tables beside it."""
+    from training.reporting.report import write_report
+
+    log.info("report: %s", write_report(config, work, revision=arguments.revision, jobs=arguments.jobs))
+
+
 STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tuple[str, ...]]] = {
     "cases": (cases, ()),
     "folds": (folds, ()),
@@ -108,6 +115,7 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
     "predict": (predict, ("predicting", "model", "fold")),
     "tune": (tune, ("jobs",)),
     "freeze": (freeze, ("bundle", "revision")),
+    "report": (report, ("revision", "jobs")),
 }
 """The steps in their order, and the arguments that each takes beside the configuration and the folder."""
 

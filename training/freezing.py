@@ -49,7 +49,7 @@ def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bun
             intended_use=config.bundle.intended_use,
             limits=config.bundle.limits,
             licence=config.bundle.licence,
-            provenance=_provenance(config, entries, revision),
+            provenance=provenance(config, entries, revision),
             models=[_new_model(config, work, model.name, tuning["weights"][model.name]) for model in config.models],
             thresholds=parse_thresholds(tuning["thresholds"], "tuning.json", subtypes.clusters),
             scores=scores,
@@ -71,7 +71,8 @@ def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewMo
     return NewModel(entry, plans, networks)
 
 
-def _provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
+def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
+    """What a run was made from: data sets, configuration, revision of the code, versions of libraries."""
     data_sets = []
     for source in config.sources:
         stages = [stage for stage in STAGES if source.name in config.dataset(stage).sources]

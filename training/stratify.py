@@ -13,7 +13,7 @@ from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_j
 from inference.errors import UsageError
 from inference.labels import region_mask
 from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
-from inference.refine.subtypes import subtype_tables
+from inference.refine.subtypes import SubtypeModel, subtype_tables
 from training.config import RunConfig
 from training.datasets import CaseEntry, load_case, read_cases
 from training.folds import stratified_folds
@@ -57,15 +57,24 @@ def stratify(config: RunConfig, work: Path) -> None:
     )
     clusters = dict(zip(features, fit.clusters, strict=True))
     patients = {entry.id: entry.patient for entry in entries}
+    first_two = first_components(fit.model, np.stack(list(features.values())))
     folds = stratified_folds(clusters, patients, config.folds, config.seed)
     content = {
         "folds": folds,
         "clusters": clusters,
         "patients": patients,
         "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
+        "components": dict(zip(features, first_two.tolist(), strict=True)),
     }
     save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
     (work / "folds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(tumours, 2): the first two principal components of features (tumours, 386); 0 where there is but one."""
+    projected = model.project(features)[:, :2]
+    padded: NDArray[np.float64] = np.pad(projected, ((0, 0), (0, 2 - projected.shape[1])))
+    return padded
 
 
 def save_subtypes(tables: SubtypeTables, path: Path) -> None:

@@ -6,6 +6,7 @@ other folds give.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +23,8 @@ from training.evaluation.lesionwise import Version, score_case
 from training.out_of_fold import OutOfFold, ensemble, mean_dice
 from training.stratify import SPACING
 from training.workers import Workers
+
+log = logging.getLogger(__name__)
 
 PAPER_WEIGHTS = {"nnunet": 17 / 36, "mednext": 19 / 36}
 """The paper's ensemble weights, 0.4722 and 0.5278."""
@@ -119,7 +122,10 @@ def choose_weights(
     """Every way to weigh the models that fits them, by name; UsageError where the one that is asked for does not."""
     check_weights(config)
     names = tuple(model.name for model in config.models)
-    found = list(workers.map(partial(_score, names=names, version=version), copies))
+    found = []
+    for scores in workers.map(partial(_score, names=names, version=version), copies):
+        found.append(scores)
+        log.info("tuning: weights: %d of %d copies scored", len(found), len(copies))
     evidence = Evidence(names, np.stack([alone for alone, _ in found], axis=1), np.stack([m for _, m in found], axis=1))
     folds = sorted({copy.fold for copy in copies})
     others = {fold: [i for i, copy in enumerate(copies) if copy.fold != fold] for fold in folds}
@@ -132,9 +138,10 @@ def choose_weights(
         for name, way in ways.items()
     }
     tasks = [(copy, [by_fold[name][copy.fold] for name in ways]) for copy in copies]
-    scores = np.array(list(workers.map(partial(_score_mixes, version=version), tasks))).mean(axis=0)
+    held_out = np.array(list(workers.map(partial(_score_mixes, version=version), tasks))).mean(axis=0)
     return {
-        name: WeightChoice(overall[name], by_fold[name], float(score)) for name, score in zip(ways, scores, strict=True)
+        name: WeightChoice(overall[name], by_fold[name], float(score))
+        for name, score in zip(ways, held_out, strict=True)
     }
 
 

@@ -1,0 +1,1 @@
+"""What a finished run can show for itself: one page, and its tables beside it."""
