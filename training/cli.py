@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
+from inference.machine import available_threads
 from training import demonstration
-from training.config import STAGES, TRAININGS, RunConfig, load_config
+from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
+from training.devices import own_gpu
 from training.evaluation import compare, evaluate
 
 log = logging.getLogger("training")
@@ -26,61 +29,58 @@ def cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     write_cases(list_cases(config), work / "cases.json")
 
 
-def folds(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+def folds(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Describe the reference tumours, cluster them and deal the cases into folds."""
     from training.stratify import stratify
 
-    stratify(config, work)
+    stratify(config, work, jobs=arguments.jobs)
 
 
 def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Write one stage's cases as nnU-Net's raw data set."""
     from training.datasets import read_cases, write_dataset
 
-    write_dataset(config, arguments.stage, read_cases(work / "cases.json"), work / "nnunet" / "raw")
+    entries = read_cases(work / "cases.json")
+    write_dataset(config, arguments.stage, entries, work / "nnunet" / "raw", jobs=arguments.jobs)
 
 
-def plan(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+def plan(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Plan every model on the first stage's data."""
     from training import planning
 
-    planning.plan(config, work)
+    planning.plan(config, work, jobs=arguments.jobs or available_threads())
 
 
 def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Preprocess one stage's data for one model."""
     from training import planning
 
-    planning.preprocess(config.model(arguments.model), arguments.stage, work)
+    jobs = arguments.jobs or available_threads()
+    planning.preprocess(config, work, arguments.stage, arguments.model, jobs=jobs)
 
 
-def splits(_: RunConfig, work: Path, __: argparse.Namespace) -> None:
-    """Write nnU-Net's splits of both stages and check that nothing leaks."""
+def splits(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+    """Write nnU-Net's splits of every stage and check that nothing leaks."""
     from training.fitting import write_splits
 
-    write_splits(work)
+    write_splits(config, work)
 
 
 def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Train one network, or go on with it."""
     from training import fitting
 
-    fitting.train(
-        config,
-        work,
-        arguments.training,
-        arguments.model,
-        arguments.fold,
-        device=arguments.device,
-        threads=arguments.threads,
-    )
+    where = (arguments.stage, arguments.model, arguments.fold)
+    with own_gpu(work):
+        fitting.train(config, work, *where, device=arguments.device, threads=arguments.threads)
 
 
 def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Predict the cases of one fold with the network that has not seen them."""
     from training.crossval import predict_fold
 
-    predict_fold(config, work, arguments.model, arguments.fold, arguments.training)
+    with own_gpu(work):
+        predict_fold(config, work, arguments.model, arguments.fold, arguments.stage)
 
 
 def tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
@@ -106,13 +106,13 @@ def report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None
 
 STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tuple[str, ...]]] = {
     "cases": (cases, ()),
-    "folds": (folds, ()),
-    "dataset": (dataset, ("stage",)),
-    "plan": (plan, ()),
-    "preprocess": (preprocess, ("stage", "model")),
+    "folds": (folds, ("jobs",)),
+    "dataset": (dataset, ("stage", "jobs")),
+    "plan": (plan, ("jobs",)),
+    "preprocess": (preprocess, ("stage", "model", "jobs")),
     "splits": (splits, ()),
     "train": (train, ("training", "model", "fold", "device", "threads")),
-    "predict": (predict, ("predicting", "model", "fold")),
+    "predict": (predict, ("predictor", "model", "fold")),
     "tune": (tune, ("jobs",)),
     "freeze": (freeze, ("bundle", "revision")),
     "report": (report, ("revision", "jobs")),
@@ -150,7 +150,16 @@ def build_parser() -> argparse.ArgumentParser:
     run_all = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
     run_all.add_argument("--config", type=Path, required=True, help="YAML file that describes the run")
     run_all.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
-    run_all.add_argument("--cores", type=int, default=2, help="cores to use (default: 2)")
+    run_all.add_argument("--cores", type=int, default=available_threads(), help="cores to use (default: all)")
+    run_all.add_argument("--gpus", type=int, default=1, help="GPUs to use, a training on each (default: 1)")
+    run_all.add_argument(
+        "--source",
+        action="append",
+        default=[],
+        metavar="NAME=DIR",
+        help="where a source's cases lie on this machine",
+    )
+    run_all.add_argument("--revision", help="revision of the code for the provenance (default: what git says)")
     run_all.add_argument("--dry-run", action="store_true", help="only list the jobs")
     run_all.add_argument(
         "--slurm", type=int, nargs="?", const=100, metavar="JOBS", help="submit to Slurm, so many jobs at a time (100)"
@@ -168,13 +177,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the whole pipeline; what is done is kept, what was stopped goes on."""
     from snakemake.cli import main as snakemake
 
-    load_config(arguments.config)
+    arguments.work.mkdir(parents=True, exist_ok=True)
+    settled = arguments.work / "config.yaml"
+    settle_config(arguments.config, arguments.source, settled)
     words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work), "--cores", str(arguments.cores)]
     words += ["--executor", "slurm", "--jobs", str(arguments.slurm)] if arguments.slurm else []
+    words += [] if arguments.slurm else ["--resources", f"gpu={arguments.gpus}"]
     words += ["--rerun-triggers", "mtime", "--rerun-incomplete", *arguments.snakemake]
-    words += ["--config", f"run={arguments.config.resolve()}"]
+    words += ["--config", f"run={settled.resolve()}", f"revision={arguments.revision or code_revision()}"]
     words += [f"program={arguments.program}"] if arguments.program else []
-    arguments.work.mkdir(parents=True, exist_ok=True)
     try:
         snakemake(words + ["--dry-run"] * arguments.dry_run)
     except SystemExit as stopped:
@@ -182,15 +193,22 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK
 
 
+def code_revision() -> str:
+    """The revision of this code as git names it, with `-dirty` where it was changed since; unknown without git."""
+    words = ["git", "-C", str(SNAKEFILE.parent), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
 def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
     if argument == "stage":
         command.add_argument("--stage", choices=STAGES, required=True)
     elif argument == "training":
-        command.add_argument("--stage", dest="training", choices=TRAININGS, required=True, help="kind of training")
-    elif argument == "predicting":
-        command.add_argument(
-            "--stage", dest="training", choices=TRAININGS[1:], default="finetuning", help="default: finetuning"
-        )
+        command.add_argument("--stage", choices=TRAININGS, required=True)
+    elif argument == "predictor":
+        command.add_argument("--stage", choices=TRAININGS[1:], default="finetuning")
     elif argument == "model":
         command.add_argument("--model", required=True, help="name of the model in the configuration")
     elif argument == "fold":

@@ -5,16 +5,18 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from inference.errors import UsageError
 
 STAGES = ("pretraining", "finetuning")
-"""The two stages of every run, in order; each has its data set."""
-TRAININGS = (*STAGES, "scratch")
-"""Kinds of training: the two stages, and for comparison fine-tuning from a random start instead of pretraining."""
+"""The two stages of a run, in order; a run that starts from a bundle has only the second."""
+SCRATCH = "scratch"
+"""The training that fine-tuning is compared with: the same cases and schedule, from random weights."""
+TRAININGS = (*STAGES, SCRATCH)
+"""Kinds of training."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,8 @@ class StageConfig:
     """Validation batches an epoch; they steer nothing, they draw the curve."""
     optimiser: OptimiserConfig = OptimiserConfig()
     """How the weights move."""
+    trainable: str = "all"
+    """`all` weights, or those of the `decoder` alone."""
 
 
 @dataclass(frozen=True)
@@ -140,14 +144,9 @@ class TuningConfig:
     ensemble, or `paper` for the published 17/36 and 19/36."""
     forms: tuple[str, ...] = ("original",)
     """Forms of the cases that are predicted and scored."""
-
-
-@dataclass(frozen=True)
-class ComparisonConfig:
-    """What is trained beside the bundle, to see what each step of the method is worth."""
-
-    scratch: tuple[str, ...] = ()
-    """Models that are also trained on the second stage's data alone, with its schedule, from random weights."""
+    groups: tuple[str, ...] = ("regions", "components", "ratio", "subtypes")
+    """Thresholds that are searched: of regions, smallest components, ET/WT ratio, and own ones of subtypes. The others
+    leave predictions alone (regions at 0.5)."""
 
 
 @dataclass(frozen=True)
@@ -169,6 +168,28 @@ class BundleConfig:
 
 
 @dataclass(frozen=True)
+class JobConfig:
+    """What one training asks of a machine or a cluster."""
+
+    gpus: int = 0
+    """GPUs of a training or a prediction: 0 or 1."""
+    threads: int = 1
+    """Cores; on a GPU they augment."""
+    memory_gb: int = 4
+    """Main memory."""
+    hours: int = 24
+    """Longest time; a training that is stopped then goes on from its last checkpoint when it is tried again."""
+
+
+@dataclass(frozen=True)
+class ComparisonConfig:
+    """What is trained beside the ensemble, for the tables only."""
+
+    scratch: tuple[str, ...] = ()
+    """Models that are also trained on the second stage's cases from random weights."""
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All of a run."""
 
@@ -176,18 +197,23 @@ class RunConfig:
     """What comes out."""
     sources: tuple[SourceConfig, ...]
     """Where cases come from."""
-    pretraining: DatasetConfig
-    """Cases of the first stage."""
     finetuning: DatasetConfig
     """Cases of the second stage."""
     models: tuple[ModelConfig, ...]
     """The ensemble."""
+    pretraining: DatasetConfig | None = None
+    """Cases of the first stage; none where an ancestor takes its place."""
+    ancestor: str = ""
+    """Folder of a bundle whose networks fine-tuning starts from and whose plans hold; a relative path starts at the
+    configuration file's folder. Grid, patch, resampling and sizes of the models are then the ancestor's."""
+    comparison: ComparisonConfig = ComparisonConfig()
+    """What is trained for comparison."""
+    job: JobConfig = JobConfig()
+    """What one training needs."""
     subtypes: SubtypeConfig = SubtypeConfig()
     """Stratification and refinement."""
     tuning: TuningConfig = TuningConfig()
     """What out-of-fold predictions decide."""
-    comparison: ComparisonConfig = ComparisonConfig()
-    """What is trained beside the bundle."""
     folds: int = 5
     """Cross-validation folds; one network each."""
     seed: int = 2024
@@ -196,6 +222,11 @@ class RunConfig:
     def __post_init__(self) -> None:
         for name in self.comparison.scratch:
             self.model(name)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages of this run, in order."""
+        return STAGES[1:] if self.ancestor else STAGES
 
     def source(self, name: str) -> SourceConfig:
         """The source called `name`; UsageError where there is none."""
@@ -206,12 +237,16 @@ class RunConfig:
         raise UsageError(f"configuration names the source {name!r}; expected one of {known}")
 
     def dataset(self, stage: str) -> DatasetConfig:
-        """What `stage` trains on."""
-        return self.pretraining if stage == "pretraining" else self.finetuning
+        """What `stage` trains on; UsageError for a stage that this run does not have."""
+        if stage != "pretraining":
+            return self.finetuning
+        if self.pretraining is None:
+            raise UsageError("the run has no pretraining: it starts from a bundle")
+        return self.pretraining
 
     def trainings(self, model: str) -> tuple[str, ...]:
         """Kinds of training that `model` goes through."""
-        return TRAININGS if model in self.comparison.scratch else STAGES
+        return (*self.stages, SCRATCH) if model in self.comparison.scratch else self.stages
 
     def model(self, name: str) -> ModelConfig:
         """The model called `name`; UsageError where there is none."""
@@ -222,7 +257,10 @@ class RunConfig:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read and check a YAML configuration; UsageError names the key that is wrong."""
+    """Read and check a YAML configuration; UsageError names the key that is wrong.
+
+    Relative folders start at the file's folder.
+    """
     import yaml
 
     try:
@@ -235,7 +273,36 @@ def load_config(path: Path) -> RunConfig:
         dataclasses.replace(source, folder=str((folder / source.folder).resolve())) if source.folder else source
         for source in config.sources
     )
-    return dataclasses.replace(config, sources=sources)
+    if bool(config.ancestor) == bool(config.pretraining):
+        raise UsageError(f"{path.name}: give either pretraining or an ancestor")
+    ancestor = str((folder / config.ancestor).resolve()) if config.ancestor else ""
+    return dataclasses.replace(config, sources=sources, ancestor=ancestor)
+
+
+def settle_config(path: Path, folders: Sequence[str], target: Path) -> None:
+    """Write the configuration at `path` to `target` with all its folders absolute, some of them where `folders` say.
+
+    `folders` holds words of the form NAME=DIR, NAME a source. A `target` of the same content is left alone. Raises
+    UsageError for a word of another form, an unknown source, or a configuration that is wrong.
+    """
+    import yaml
+
+    config = load_config(path)
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    placed = {source.name: source.folder for source in config.sources if source.folder}
+    for word in folders:
+        name, _, folder = word.partition("=")
+        if not folder or name not in placed:
+            raise UsageError(f"--source {word!r}: expected NAME=DIR, NAME one of {', '.join(placed)}")
+        placed[name] = str(Path(folder).resolve())
+    for source in content["sources"]:
+        if source["name"] in placed:
+            source["folder"] = placed[source["name"]]
+    if config.ancestor:
+        content["ancestor"] = config.ancestor
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        target.write_text(text, encoding="utf-8")
 
 
 T = typing.TypeVar("T")

@@ -15,7 +15,7 @@ from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import Profile, open_engine
 from inference.predict.ensemble import predict
 from training.config import RunConfig
-from training.datasets import copy_name, load_case, read_cases, read_folds
+from training.datasets import CaseEntry, copy_name, load_case, read_cases, read_folds
 from training.fitting import checkpoint_path, network_name
 from training.planning import CONFIGURATION
 from training.stratify import SPACING
@@ -92,32 +92,38 @@ def stored_weights(
     return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
 
 
-def trained_network(
-    config: RunConfig, work: Path, model: str, fold: int, training: str = "finetuning"
-) -> TrainedNetwork:
-    """The network of one model and fold after fine-tuning, or after `training` from scratch."""
+def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> TrainedNetwork:
+    """The network of one model and fold: the fine-tuned one, or the one from scratch."""
     plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
-    checkpoint = checkpoint_path(config, work, training, model, fold)
+    checkpoint = checkpoint_path(config, work, stage, model, fold)
     if not checkpoint.is_file():
-        raise UsageError(f"{model} fold {fold} has not finished its training ({training}): {checkpoint} is missing")
-    return TrainedNetwork(network_name(model, training), plans, fold, checkpoint, config.bundle.half_precision)
+        raise UsageError(f"{model} fold {fold} has not finished its training ({stage}): {checkpoint} is missing")
+    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision)
 
 
 def prediction_path(work: Path, model: str, copy: str) -> Path:
-    """Where one out-of-fold prediction is kept; `model` as :func:`~training.fitting.network_name` calls it."""
+    """Where one out-of-fold prediction is kept."""
     return work / "out_of_fold" / model / f"{copy}.npz"
 
 
-def predict_fold(config: RunConfig, work: Path, model: str, fold: int, training: str = "finetuning") -> None:
-    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
-    network = SingleModel((trained_network(config, work, model, fold, training),))
-    engine = open_engine("torch", "auto")
+def scored_cases(config: RunConfig, work: Path) -> dict[CaseEntry, int]:
+    """Case → fold of the cases that are predicted out of fold and scored: those that fine-tuning learns from."""
     folds = read_folds(work / "folds.json")
-    for entry in read_cases(work / "cases.json"):
-        if folds.get(entry.id) != fold:
+    entries = read_cases(work / "cases.json")
+    return {
+        entry: folds[entry.id] for entry in entries if entry.id in folds and entry.source in config.finetuning.sources
+    }
+
+
+def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> None:
+    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
+    network = SingleModel((trained_network(config, work, model, fold, stage),))
+    engine = open_engine("torch", "auto")
+    for entry, own in scored_cases(config, work).items():
+        if own != fold:
             continue
         for form in config.tuning.forms:
-            target = prediction_path(work, network_name(model, training), copy_name(entry.id, form))
+            target = prediction_path(work, network_name(model, stage), copy_name(entry.id, form))
             if target.is_file():
                 continue
             data, _ = load_case(entry, config, form)

@@ -6,20 +6,23 @@ scans of the target population), named `<case>__<form>`; the fold map speaks of 
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import UsageError
-from inference.intake.cases import find_cases
+from inference.intake.cases import Case, find_cases
 from inference.intake.scan import read_labels, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from training.config import STAGES, RunConfig, SourceConfig
+from training.workers import open_workers
 
 DATASET_IDS = {stage: number for number, stage in enumerate(STAGES, start=1)}
 """nnU-Net's number of each stage's data set."""
@@ -100,7 +103,7 @@ def labels_of(case: str, folder: Path) -> Path:
 
 def write_cases(entries: list[CaseEntry], path: Path) -> None:
     """Freeze the list of cases."""
-    path.write_text(json.dumps([asdict(entry) for entry in entries], indent=1) + "\n", encoding="utf-8")
+    write_json([asdict(entry) for entry in entries], path)
 
 
 def read_cases(path: Path) -> list[CaseEntry]:
@@ -131,9 +134,7 @@ def load_case(
         phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
         data, labels = phantom.data, phantom.labels
     else:
-        folder = Path(config.source(entry.source).folder)
-        case = next(case for case in find_cases(folder).cases if case.id == entry.id)
-        data = read_scan(case).data
+        data = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id]).data
         labels, _ = read_labels(Path(entry.labels))
     if form == "original":
         return data, labels
@@ -152,6 +153,12 @@ def load_labels(entry: CaseEntry, config: RunConfig) -> NDArray[np.uint8]:
     return read_labels(Path(entry.labels))[0]
 
 
+@functools.cache
+def _listed(folder: Path) -> dict[str, Case]:
+    """Cases of a folder by their IDs."""
+    return {case.id: case for case in find_cases(folder).cases}
+
+
 def copy_seed(case: str, form: str) -> int:
     """A seed that depends on nothing but the copy's name, the same on every machine."""
     import zlib
@@ -159,10 +166,8 @@ def copy_seed(case: str, form: str) -> int:
     return zlib.crc32(copy_name(case, form).encode())
 
 
-def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: Path) -> Path:
+def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: Path, *, jobs: int = 1) -> Path:
     """Write a stage's raw data set for nnU-Net under `raw` and return its folder; what is there already is kept."""
-    import nibabel
-
     wanted = config.dataset(stage)
     for name in wanted.sources:
         config.source(name)
@@ -170,22 +175,35 @@ def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: 
     folder = raw / dataset_name(stage)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    for entry in chosen:
-        for form in wanted.forms if entry.in_folds else wanted.forms[:1]:
-            copy = copy_name(entry.id, form)
-            target = folder / "labelsTr" / f"{copy}.nii.gz"
-            if target.is_file():
-                continue
-            data, labels = load_case(entry, config, form)
-            for channel, volume in enumerate(data):
-                image = nibabel.Nifti1Image(volume, np.eye(4))
-                nibabel.save(image, folder / "imagesTr" / f"{copy}_{channel:04d}.nii.gz")
-            partial = folder / f"{copy}.nii.gz"
-            nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), partial)
-            partial.rename(target)
-    description = dataset_description(len(list((folder / "labelsTr").iterdir())))
-    (folder / "dataset.json").write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+    copies = [(entry, form) for entry in chosen for form in (wanted.forms if entry.in_folds else wanted.forms[:1])]
+    with open_workers(jobs) as workers:
+        list(workers.map(partial(_write_copy, config=config, folder=folder), copies))
+    write_json(dataset_description(len(copies)), folder / "dataset.json")
     return folder
+
+
+def _write_copy(copy: tuple[CaseEntry, str], config: RunConfig, folder: Path) -> None:
+    """Write the scan of one copy, then its labels, which say that it is whole."""
+    import nibabel
+
+    entry, form = copy
+    name = copy_name(entry.id, form)
+    target = folder / "labelsTr" / f"{name}.nii.gz"
+    if target.is_file():
+        return
+    data, labels = load_case(entry, config, form)
+    for channel, volume in enumerate(data):
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
+    unfinished = folder / f"{name}.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), unfinished)
+    unfinished.rename(target)
+
+
+def write_json(content: object, path: Path) -> None:
+    """Write JSON so that a reader finds all of it or none."""
+    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    unfinished.replace(path)
 
 
 def dataset_description(cases: int) -> dict[str, object]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import random
@@ -10,48 +11,50 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.errors import UsageError
+from inference.errors import BundleError, UsageError
 from inference.labels import REGIONS, region_mask
-from training.config import STAGES, TRAININGS, ModelConfig, RunConfig
-from training.datasets import copies_of, dataset_name, read_cases, read_folds
+from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
+from training.datasets import copies_of, dataset_name, read_cases, read_folds, write_json
 from training.folds import check_no_leak, splits_of
-from training.planning import CONFIGURATION, set_nnunet_folders
+from training.planning import CONFIGURATION, ancestor_model, set_nnunet_folders
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from training.trainers import RegionTrainer
 
 
-def stage_of(training: str) -> str:
-    """The stage whose data set and schedule a kind of training (one of TRAININGS) uses."""
-    return "finetuning" if training == "scratch" else training
+def network_name(model: str, stage: str) -> str:
+    """What a model's networks of a stage are called among plans and predictions."""
+    return f"{model}-{SCRATCH}" if stage == SCRATCH else model
 
 
-def network_name(model: str, training: str) -> str:
-    """What a model is called as the result of a kind of training: nnunet, or nnunet-scratch."""
-    return f"{model}-scratch" if training == "scratch" else model
+def stage_of(stage: str) -> str:
+    """The stage whose data set a training learns from: that of fine-tuning for the one from scratch."""
+    return "finetuning" if stage == SCRATCH else stage
 
 
-def training_folder(config: RunConfig, work: Path, training: str, model: str, fold: int) -> Path:
-    """Where nnU-Net keeps one training: by data set, then by trainer, network's name and configuration."""
+def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
+    """Where nnU-Net keeps one training."""
     trainer = "MedNeXtRegionTrainer" if config.model(model).architecture == "MedNeXt" else "NnUNetRegionTrainer"
-    name = f"{trainer}__{network_name(model, training)}__{CONFIGURATION}"
-    return work / "nnunet" / "trainings" / dataset_name(stage_of(training)) / name / f"fold_{fold}"
+    name = f"{trainer}__{network_name(model, stage)}__{CONFIGURATION}"
+    return work / "nnunet" / "trainings" / dataset_name(stage_of(stage)) / name / f"fold_{fold}"
 
 
-def checkpoint_path(config: RunConfig, work: Path, training: str, model: str, fold: int) -> Path:
+def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
     """The last checkpoint of a finished training."""
-    return training_folder(config, work, training, model, fold) / "checkpoint_final.pth"
+    return training_folder(config, work, stage, model, fold) / "checkpoint_final.pth"
 
 
-def write_splits(work: Path) -> None:
-    """nnU-Net's `splits_final.json` of both stages, from the one case → fold map; phantoms train in every fold.
+def write_splits(config: RunConfig, work: Path) -> None:
+    """nnU-Net's `splits_final.json` of every stage, from the one case → fold map; phantoms train in every fold.
 
     Raises LeakError where a patient would be on both sides.
     """
     folds = read_folds(work / "folds.json")
     entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
     patients = {case: entries[case].patient for case in folds}
-    for stage in STAGES:
+    for stage in config.stages:
         copies = copies_of(work, stage)
         sources = {copy: case for copy, case in copies.items() if entries[case].in_folds}
         phantoms = [copy for copy, case in copies.items() if not entries[case].in_folds]
@@ -59,7 +62,7 @@ def write_splits(work: Path) -> None:
         check_no_leak(folds, patients, sources, splits, phantoms)
         target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps(splits, indent=1) + "\n", encoding="utf-8")
+        write_json(splits, target)
 
 
 def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[float]:
@@ -84,15 +87,16 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
 
 
 def train(
-    config: RunConfig, work: Path, training: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
+    config: RunConfig, work: Path, stage: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
 ) -> Path:
     """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
 
-    Fine-tuning starts from the first stage's network of the same model and fold, and refuses other plans.
+    The second stage starts from the first stage's network of the same model and fold, or from the ancestor's, and
+    refuses other plans. `stage` may also be :data:`training.config.SCRATCH`.
     """
     import torch
 
-    finished = checkpoint_path(config, work, training, model_name, fold)
+    finished = checkpoint_path(config, work, stage, model_name, fold)
     if finished.is_file():
         return finished
     set_nnunet_folders(work)
@@ -102,24 +106,60 @@ def train(
     if threads:
         torch.set_num_threads(threads)
     model = config.model(model_name)
-    trainer = _make_trainer(config, work, training, model, fold, device=device)
+    trainer = _make_trainer(config, work, stage, model, fold, device=device)
     latest = finished.with_name("checkpoint_latest.pth")
     if latest.is_file():
         trainer.load_checkpoint(str(latest))
     else:
-        _seed(config.seed + 100 * TRAININGS.index(training) + fold)
+        _seed(config.seed + 100 * TRAININGS.index(stage) + fold)
         trainer.initialize()
-        if training == "finetuning":
-            start = checkpoint_path(config, work, "pretraining", model_name, fold)
-            _check_same_plans(work, model_name)
-            weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
-            trainer.network.load_state_dict(weights, strict=True)
+        if stage == "finetuning":
+            _start_weights(config, work, trainer, fold)
     trainer.run_training()
     return finished
 
 
+def _start_weights(config: RunConfig, work: Path, trainer: RegionTrainer, fold: int) -> None:
+    """Give the network the weights that fine-tuning of this fold starts from, all of them or an error."""
+    import torch
+
+    model = trainer.model.name
+    if config.ancestor:
+        load_ancestor(trainer.network, config.ancestor, model, fold)
+        return
+    _check_same_plans(work, model)
+    start = checkpoint_path(config, work, "pretraining", model, fold)
+    weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
+    trainer.network.load_state_dict(weights, strict=True)
+
+
+def load_ancestor(network: nn.Module, bundle: str, model_name: str, fold: int) -> None:
+    """Put the weights of a bundle's network into `network`, in place.
+
+    A bundle has no heads of deep supervision: those alone keep the weights they have. Raises BundleError for a bundle
+    that is off or whose tensors are not those of `network`, UsageError where it lacks the model or the fold.
+    """
+    import torch
+
+    model = ancestor_model(bundle, model_name)
+    if fold not in model.folds:
+        raise UsageError(f"{bundle}: {model_name} has no fold {fold} to start from, only {model.folds}")
+    state = {name: torch.from_numpy(array) for name, array in model.tensors(fold).items()}
+    try:
+        unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise BundleError(f"{bundle}: {model_name} does not fit the network: {' '.join(str(error).split())}") from None
+    lacking = [name for name, _ in network.named_parameters() if name not in state and not _is_extra_head(name)]
+    if unexpected or lacking:
+        raise BundleError(f"{bundle}: {model_name} does not fit the network: {[*unexpected, *lacking][:4]}")
+
+
+def _is_extra_head(name: str) -> bool:
+    return ".seg_layers." in name or name.startswith(("out_1.", "out_2.", "out_3.", "out_4."))
+
+
 def _make_trainer(
-    config: RunConfig, work: Path, training: str, model: ModelConfig, fold: int, *, device: str
+    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str
 ) -> RegionTrainer:
     import torch
 
@@ -127,17 +167,22 @@ def _make_trainer(
 
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    stage = stage_of(training)
-    folder = work / "nnunet" / "preprocessed" / dataset_name(stage)
+    folder = work / "nnunet" / "preprocessed" / dataset_name(stage_of(stage))
     plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
+    plans["plans_name"] = network_name(model.name, stage)
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
-    plans["plans_name"] = network_name(model.name, training)  # names the folder of the training
-    resuming = (training_folder(config, work, training, model.name, fold) / "checkpoint_latest.pth").is_file()
+    resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
     plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
     trainer = trainer_class(model.architecture)(plans, CONFIGURATION, fold, description, torch.device(device))
-    settings = model.pretraining if stage == "pretraining" else model.finetuning
-    trainer.configure(model, settings, region_weights(model, stage, fold, work))
+    trainer.configure(model, stage_settings(model, stage), region_weights(model, stage_of(stage), fold, work))
     return trainer
+
+
+def stage_settings(model: ModelConfig, stage: str) -> StageConfig:
+    """How a model trains in a stage; from scratch as in fine-tuning, but with all weights."""
+    if stage == SCRATCH:
+        return dataclasses.replace(model.finetuning, trainable="all")
+    return model.pretraining if stage == "pretraining" else model.finetuning
 
 
 def _check_same_plans(work: Path, model: str) -> None:

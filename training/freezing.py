@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 
 from inference.bundle.manifest import DataSet, ModelEntry, Provenance
-from inference.bundle.store import Bundle, NewBundle, NewModel, write_bundle
+from inference.bundle.store import Bundle, NewBundle, NewModel, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, parse_thresholds
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import Profile, open_engine
 from inference.predict.ensemble import predict
-from training.config import STAGES, RunConfig
+from training.config import RunConfig
 from training.crossval import SingleModel, stored_weights, trained_network
 from training.datasets import CaseEntry, load_case, read_cases
 from training.planning import CONFIGURATION
@@ -75,15 +75,26 @@ def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Pr
     """What a run was made from: data sets, configuration, revision of the code, versions of libraries."""
     data_sets = []
     for source in config.sources:
-        stages = [stage for stage in STAGES if source.name in config.dataset(stage).sources]
+        stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
         use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
         name = f"{source.name} ({source.doi})" if source.doi else source.name
         data_sets.append(DataSet(name, sum(entry.source == source.name for entry in entries), use))
     settings = dataclasses.asdict(config)
     for source in settings["sources"]:
         source["folder"] = Path(source["folder"]).name  # where the data lay is nobody's business
+    settings["ancestor"] = Path(config.ancestor).name
     plain = json.loads(json.dumps(settings))
-    return Provenance(tuple(data_sets), plain, revision, {name: version(name) for name in LIBRARIES}, ())
+    libraries = {name: version(name) for name in LIBRARIES}
+    return Provenance(tuple(data_sets), plain, revision, libraries, _ancestry(config))
+
+
+def _ancestry(config: RunConfig) -> tuple[str, ...]:
+    """What the weights started from, oldest first."""
+    if not config.ancestor:
+        return ()
+    ancestor = load_bundle(Path(config.ancestor))
+    itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
+    return (*ancestor.manifest.provenance.ancestry, itself)
 
 
 def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEntry]) -> dict[str, float]:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from inference.errors import UsageError
 from inference.refine.radiomics import Box
 from training.config import RunConfig
-from training.crossval import prediction_path
-from training.datasets import CaseEntry, copy_name, load_labels, read_cases, read_folds
+from training.crossval import prediction_path, scored_cases
+from training.datasets import CaseEntry, copy_name, load_labels
 from training.evaluation.lesionwise import RegionScore, Version
 
 
@@ -62,11 +62,8 @@ class CopyOf:
 
 def list_copies(config: RunConfig, work: Path, models: Sequence[str]) -> list[CopyOf]:
     """Every copy that is predicted out of fold, case by case."""
-    folds = read_folds(work / "folds.json")
-    entries = [entry for entry in read_cases(work / "cases.json") if entry.id in folds]
-    return [
-        CopyOf(entry, form, folds[entry.id], tuple(models)) for entry, form in product(entries, config.tuning.forms)
-    ]
+    scored = scored_cases(config, work)
+    return [CopyOf(entry, form, scored[entry], tuple(models)) for entry, form in product(scored, config.tuning.forms)]
 
 
 def load_copy(copy: CopyOf, config: RunConfig, work: Path) -> OutOfFold:

@@ -6,13 +6,21 @@ import json
 import os
 from copy import deepcopy
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from inference.errors import UsageError
 from training.config import ModelConfig, RunConfig
-from training.datasets import DATASET_IDS, dataset_name
+from training.datasets import DATASET_IDS, dataset_name, write_json
+
+if TYPE_CHECKING:
+    from inference.bundle.store import Model
 
 CONFIGURATION = "3d_fullres"
 """nnU-Net's name of the full-resolution network, the only one that the method uses."""
+
+
+_AUGMENTING = "nnUNet_n_proc_DA"
+"""Processes that augment: 0 is this process to nnU-Net's trainer, but its planner sets so many threads and fails."""
 
 
 def set_nnunet_folders(work: Path) -> None:
@@ -23,23 +31,64 @@ def set_nnunet_folders(work: Path) -> None:
         os.environ[f"nnUNet_{variable}"] = str(folder)
 
 
-def plan(config: RunConfig, work: Path) -> None:
-    """Fingerprint and plan the first stage's data; write `plans/<model>.json` for every model."""
+def plan(config: RunConfig, work: Path, *, jobs: int = 2) -> None:
+    """Fingerprint the first stage's data and write `plans/<model>.json` for every model.
+
+    The plans are nnU-Net's for that data with what the configuration replaces, or those of the ancestor.
+    """
     from nnunetv2.experiment_planning.plan_and_preprocess_api import (
         extract_fingerprint_dataset,
         plan_experiment_dataset,
     )
 
     set_nnunet_folders(work)
-    number = DATASET_IDS["pretraining"]
-    extract_fingerprint_dataset(number, num_processes=2)
-    plan_experiment_dataset(number)
-    planned = work / "nnunet" / "preprocessed" / dataset_name("pretraining") / "nnUNetPlans.json"
-    base = json.loads(planned.read_text(encoding="utf-8"))
+    if os.environ.get(_AUGMENTING) == "0":
+        del os.environ[_AUGMENTING]
+    first = config.stages[0]
+    extract_fingerprint_dataset(DATASET_IDS[first], num_processes=jobs)
+    if not config.ancestor:
+        plan_experiment_dataset(DATASET_IDS[first])
     (work / "plans").mkdir(exist_ok=True)
     for model in config.models:
-        text = json.dumps(model_plans(base, model), indent=1)
-        (work / "plans" / f"{model.name}.json").write_text(text + "\n", encoding="utf-8")
+        if config.ancestor:
+            plans = ancestor_plans(config.ancestor, model)
+        else:
+            planned = work / "nnunet" / "preprocessed" / dataset_name(first) / "nnUNetPlans.json"
+            plans = model_plans(json.loads(planned.read_text(encoding="utf-8")), model)
+        write_json(plans, work / "plans" / f"{model.name}.json")
+
+
+def ancestor_model(bundle: str, name: str) -> Model:
+    """The model called `name` of a bundle; BundleError for a bundle that is off, UsageError where it has no such model.
+
+    Networks stored as graphs of another engine have no tensors to start from and are refused too.
+    """
+    from inference.bundle.store import load_bundle
+
+    models = load_bundle(Path(bundle)).models
+    for model in models:
+        if model.name == name:
+            if model.format != "safetensors" or model.heads != "regions":
+                raise UsageError(
+                    f"{bundle}: {name} is stored as {model.format} with heads for {model.heads}; fine-tuning starts"
+                    " from safetensors with heads for regions"
+                )
+            return model
+    raise UsageError(f"{bundle}: no model {name!r}, only {', '.join(model.name for model in models)}")
+
+
+def ancestor_plans(bundle: str, model: ModelConfig) -> dict[str, object]:
+    """The plans of a bundle's model with the batch that `model` sets; UsageError for another architecture."""
+    ancestor = ancestor_model(bundle, model.name)
+    found = str(ancestor.architecture["network_class_name"]).rpartition(".")[2]
+    if found != model.architecture:
+        raise UsageError(f"{bundle}: {model.name} is a {found}, the configuration says {model.architecture}")
+    plans: dict[str, object] = json.loads(json.dumps(ancestor.plans))
+    configurations = plans["configurations"]
+    assert isinstance(configurations, dict)
+    chosen = configurations[CONFIGURATION] | {"batch_size": model.batch}
+    chosen["data_identifier"] = f"{model.name}_{CONFIGURATION}"
+    return plans | {"plans_name": model.name, "configurations": {CONFIGURATION: chosen}}
 
 
 def model_plans(base: dict[str, object], model: ModelConfig) -> dict[str, object]:
@@ -87,7 +136,7 @@ def _architecture(planned: dict[str, object], model: ModelConfig) -> dict[str, o
     return {**planned, "arch_kwargs": {**arguments, **model.size}}
 
 
-def preprocess(model: ModelConfig, stage: str, work: Path) -> None:
+def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jobs: int = 2) -> None:
     """nnU-Net's preprocessing of one stage's data for one model, with the plans of the first stage."""
     import shutil
 
@@ -96,13 +145,13 @@ def preprocess(model: ModelConfig, stage: str, work: Path) -> None:
     set_nnunet_folders(work)
     folder = work / "nnunet" / "preprocessed" / dataset_name(stage)
     folder.mkdir(parents=True, exist_ok=True)
-    plans = json.loads((work / "plans" / f"{model.name}.json").read_text(encoding="utf-8"))
+    plans = json.loads((work / "plans" / f"{model_name}.json").read_text(encoding="utf-8"))
     plans["dataset_name"] = dataset_name(stage)
-    (folder / f"{model.name}.json").write_text(json.dumps(plans, indent=1) + "\n", encoding="utf-8")
-    first = work / "nnunet" / "preprocessed" / dataset_name("pretraining") / "dataset_fingerprint.json"
-    if stage != "pretraining":
+    write_json(plans, folder / f"{model_name}.json")
+    first = work / "nnunet" / "preprocessed" / dataset_name(config.stages[0]) / "dataset_fingerprint.json"
+    if stage != config.stages[0]:
         shutil.copyfile(first, folder / first.name)
     shutil.copyfile(work / "nnunet" / "raw" / dataset_name(stage) / "dataset.json", folder / "dataset.json")
     preprocess_dataset(
-        DATASET_IDS[stage], plans_identifier=model.name, configurations=(CONFIGURATION,), num_processes=(2,)
+        DATASET_IDS[stage], plans_identifier=model_name, configurations=(CONFIGURATION,), num_processes=(jobs,)
     )

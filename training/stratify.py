@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,9 +17,10 @@ from inference.labels import region_mask
 from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
 from inference.refine.subtypes import SubtypeModel, subtype_tables
 from training.config import RunConfig
-from training.datasets import CaseEntry, load_case, read_cases
+from training.datasets import CaseEntry, load_case, read_cases, write_json
 from training.folds import stratified_folds
 from training.subtyping import fit_subtypes
+from training.workers import open_workers
 
 SPACING = (1.0, 1.0, 1.0)
 """Voxel edges (X, Y, Z) in mm of the training data, which are BraTS's."""
@@ -30,23 +33,28 @@ def extraction_settings(config: RunConfig) -> ExtractionSettings:
     return PRESETS[config.subtypes.extraction]
 
 
-def reference_features(config: RunConfig, entries: list[CaseEntry]) -> dict[str, NDArray[np.float64]]:
+def reference_features(config: RunConfig, entries: list[CaseEntry], jobs: int = 1) -> dict[str, NDArray[np.float64]]:
     """Features (386,) of every case's reference tumour; UsageError names one that cannot be described."""
-    settings = extraction_settings(config)
-    found = {}
-    for entry in entries:
-        data, labels = load_case(entry, config)
-        features = extract_features(data, region_mask(labels, "WT"), SPACING, settings)
-        if isinstance(features, NoFeatures):
-            raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
-        found[entry.id] = features.values
-    return found
+    with open_workers(jobs) as workers:
+        found = list(workers.map(partial(_features_of, config=config), entries))
+    return {entry.id: values for entry, values in zip(entries, found, strict=True)}
 
 
-def stratify(config: RunConfig, work: Path) -> None:
-    """Write `folds.json`, and `fold_subtypes.*`, the model that made the strata. Phantoms belong to no fold."""
+def _features_of(entry: CaseEntry, config: RunConfig) -> NDArray[np.float64]:
+    data, labels = load_case(entry, config)
+    features = extract_features(data, region_mask(labels, "WT"), SPACING, extraction_settings(config))
+    if isinstance(features, NoFeatures):
+        raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
+    return features.values
+
+
+def stratify(config: RunConfig, work: Path, *, jobs: int = 1) -> None:
+    """Write `folds.json`, and `fold_subtypes.*`, the model that made the strata. Phantoms belong to no fold.
+
+    Every subtype of every source is shared out equally. What an ancestor was trained on keeps the ancestor's folds.
+    """
     entries = [entry for entry in read_cases(work / "cases.json") if entry.in_folds]
-    features = reference_features(config, entries)
+    features = reference_features(config, entries, jobs)
     fit = fit_subtypes(
         np.stack(list(features.values())),
         extraction_settings(config),
@@ -58,7 +66,8 @@ def stratify(config: RunConfig, work: Path) -> None:
     clusters = dict(zip(features, fit.clusters, strict=True))
     patients = {entry.id: entry.patient for entry in entries}
     first_two = first_components(fit.model, np.stack(list(features.values())))
-    folds = stratified_folds(clusters, patients, config.folds, config.seed)
+    strata = {entry.id: _stratum(entry, clusters[entry.id], config) for entry in entries}
+    folds = stratified_folds(strata, patients, config.folds, config.seed) | kept_folds(config, patients)
     content = {
         "folds": folds,
         "clusters": clusters,
@@ -67,7 +76,26 @@ def stratify(config: RunConfig, work: Path) -> None:
         "components": dict(zip(features, first_two.tolist(), strict=True)),
     }
     save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
-    (work / "folds.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    write_json(content, work / "folds.json")
+
+
+def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
+    """A number for the subtype within the source."""
+    return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
+
+
+def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
+    """Case → fold of those cases (case → patient) whose patient has a fold in the ancestor; empty without an ancestor.
+
+    Otherwise a network could be scored on a patient whom its ancestor has learnt from.
+    """
+    if not config.ancestor:
+        return {}
+    path = Path(config.ancestor) / "folds.json"
+    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"folds": {}}
+    old_patients = content.get("patients", {})
+    fold_of = {old_patients.get(case, case): fold for case, fold in content["folds"].items()}
+    return {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
 
 
 def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDArray[np.float64]:

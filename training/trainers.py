@@ -27,6 +27,8 @@ from inference.predict.networks import build_network
 from inference.predict.networks.sizes import LEVELS
 from training.config import ModelConfig, StageConfig
 
+DECODER = ("decoder.", "up_", "dec_block_", "out_")
+"""How names of a decoder's parameters begin, in nnU-Net's networks and in MedNeXt."""
 GRADIENT_NORM = 12.0
 """nnU-Net's clipping."""
 STRONG = {
@@ -107,7 +109,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolynomial]:  # noqa: D102
         settings = self.stage.optimiser
-        parameters = self.network.parameters()
+        parameters = trainable_parameters(self.network, self.stage.trainable)
         optimiser: torch.optim.Optimizer
         if settings.name == "adamw":
             optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
@@ -196,6 +198,18 @@ class MedNeXtRegionTrainer(RegionTrainer):
 def trainer_class(architecture: str) -> type[RegionTrainer]:
     """The trainer of an architecture."""
     return MedNeXtRegionTrainer if architecture == "MedNeXt" else NnUNetRegionTrainer
+
+
+def trainable_parameters(network: nn.Module, which: str) -> list[nn.Parameter]:
+    """Freeze all of a network but what trains (`all` or the `decoder`), and return that.
+
+    Raises ValueError for another word.
+    """
+    if which not in ("all", "decoder"):
+        raise ValueError(f"trainable {which!r}: expected all or decoder")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(which == "all" or name.startswith(DECODER))
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
 def strengthen(transforms: ComposeTransforms) -> None:

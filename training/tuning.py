@@ -272,10 +272,13 @@ SUBTYPES = "subtypes"
 """What is chosen after that: own thresholds of subtypes, each subtype a group of its own."""
 
 
-def groups_of(scorer: Scorer) -> dict[str, Step]:
-    """The groups of thresholds in their order; subtypes where they are known."""
+def groups_of(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> dict[str, Step]:
+    """The wanted groups of thresholds in their order; subtypes where they are known. UsageError for an unknown one."""
+    if unknown := set(wanted) - {*GROUPS, SUBTYPES}:
+        raise UsageError(f"tuning groups {sorted(unknown)}: expected some of {', '.join((*GROUPS, SUBTYPES))}")
     known = sorted({cluster for cluster in scorer.clusters if cluster is not None})
-    return {**GROUPS, **{f"{SUBTYPES} {cluster}": partial(_for_subtype, cluster) for cluster in known}}
+    own = {f"{SUBTYPES} {cluster}": partial(_for_subtype, cluster) for cluster in known if SUBTYPES in wanted}
+    return {**{name: step for name, step in GROUPS.items() if name in wanted}, **own}
 
 
 @dataclass(frozen=True)
@@ -292,7 +295,7 @@ class Selection:
     @property
     def choice(self) -> Choice:
         """What is kept after all groups."""
-        return list(self.steps.values())[-1]
+        return list(self.steps.values())[-1] if self.steps else Choice()
 
 
 def select(
@@ -338,9 +341,9 @@ class Tuned:
         return self.overall.choice
 
 
-def tune_all(scorer: Scorer) -> Tuned:
+def tune_all(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> Tuned:
     """Tune every group on all copies, and without each fold."""
-    everyone, groups = range(len(scorer.copies)), groups_of(scorer)
+    everyone, groups = range(len(scorer.copies)), groups_of(scorer, wanted)
     overall = select(scorer, everyone, groups, lambda line: log.info("tuning: %s", line))
     nothing = replace(overall, steps=dict.fromkeys(groups, Choice()))
     by_fold = {}
@@ -372,10 +375,11 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
         chosen = weights[config.tuning.weights]
         mixed = [ensemble(copy.probabilities, chosen.by_fold[copy.fold]) for copy in copies]
         scorer = Scorer(copies, mixed, version, workers=workers)
+        wanted = sorted(config.tuning.groups, key=(*GROUPS, SUBTYPES).index)
         # Region thresholds come first since they decide what a predicted tumour is.
-        first = select(scorer, range(len(copies)), {"regions": GROUPS["regions"]}).choice
+        first = select(scorer, range(len(copies)), groups_of(scorer, wanted[:1])).choice
         fit, scorer.clusters = _predicted_subtypes(config, listed, scorer, first.regions)
-        tuned = tune_all(scorer)
+        tuned = tune_all(scorer, config.tuning.groups)
         scores = score_systems(config, copies, scorer, tuned)
     save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
     tables = partial(tables_of, clusters=len(fit.model.centroids))

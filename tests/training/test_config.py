@@ -27,7 +27,7 @@ def altered(tmp_path, change):
 def test_committed_configurations_are_valid(path):
     config = load_config(path)
     assert {model.name for model in config.models} == {"nnunet", "mednext"}
-    for stage in ("pretraining", "finetuning"):
+    for stage in config.stages:
         for source in config.dataset(stage).sources:
             assert config.source(source)
 

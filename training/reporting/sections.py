@@ -17,7 +17,7 @@ from inference.bundle.tables import Thresholds, ThresholdTables, parse_threshold
 from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.refine.subtypes import subtype_model
 from inference.report.views import LABEL_COLOURS, LABEL_NAMES
-from training.config import STAGES, RunConfig
+from training.config import RunConfig
 from training.datasets import load_case, read_cases
 from training.evaluation.lesionwise import Version
 from training.evaluation.systems import Systems
@@ -430,7 +430,7 @@ def provenance_section(config: RunConfig, work: Path, revision: str) -> Section:
                 str(len(own)),
                 str(sum(entry.in_folds for entry in own)),
                 "phantoms" if source.phantoms else "scans",
-                ", ".join(stage for stage in STAGES if source.name in config.dataset(stage).sources) or "none",
+                ", ".join(stage for stage in config.stages if source.name in config.dataset(stage).sources) or "none",
                 source.licence or "not stated",
                 source.doi or "–",
             ]
