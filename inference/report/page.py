@@ -65,7 +65,7 @@ def render_page(record: Mapping[str, object], folder: Path) -> str:
     bundle = _mapping(run.get("bundle"))
     columns = [heading for heading, _ in _cells({})]
     return Template(page).substitute(
-        title=f"Gliomas segmented by {_html(bundle.get('name', 'an unnamed bundle'))}",
+        title=f"Gliomas, segmented with the bundle {_html(bundle.get('name', 'without a name'))}",
         summary=_html(_summary(run, cases)),
         style=style,
         script=script,
@@ -83,7 +83,7 @@ def _summary(run: Mapping[str, object], cases: Sequence[Mapping[str, object]]) -
         *(f"{count} {name}" for name, count in counts.items() if count),
     ]
     if run.get("started"):
-        parts.append(f"started {run['started']}")
+        parts.append(f"started {str(run['started']).replace('T', ' ').replace('+00:00', ' UTC')}")
     if run.get("interrupted"):
         parts.append(f"ended early by {run['interrupted']}")
     return ", ".join(parts) + "."
@@ -211,7 +211,9 @@ def _pictures(case: str, folder: Path) -> Iterator[str]:
     if picture:
         title = _html(f"{case}: slices with most of each region, without and with the regions")
         image = f'<img class="picture" loading="lazy" decoding="async" alt="{title}" src="{picture}">'
-        yield f"<details open><summary>Picture</summary>{image}</details>"
+        # On a phone the picture keeps a width at which its words can be read, and scrolls within its frame.
+        frame = f'<div class="scroll" tabindex="0" role="region" aria-label="Picture of {_html(case)}">{image}</div>'
+        yield f"<details open><summary>Picture</summary>{frame}</details>"
     if stack is None and not picture:
         yield '<p class="hint">No pictures of this case.</p>'
 

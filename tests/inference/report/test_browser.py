@@ -176,7 +176,11 @@ def test_regions_can_be_taken_away(opened: Chrome) -> None:
     assert opened.execute_script(pixels) == 0
 
 
-def test_a_picture_of_a_phone_is_no_wider_than_it(opened: Chrome) -> None:
-    script = "const box = document.querySelector('.picture').getBoundingClientRect(); return [box.left, box.right]"
-    left, right = opened.execute_script(script)
+def test_a_picture_can_be_read_and_scrolls_within_its_frame(opened: Chrome) -> None:
+    script = """const picture = document.querySelector('.picture'), frame = picture.parentElement;
+        const box = frame.getBoundingClientRect();
+        return [picture.getBoundingClientRect().width, box.left, box.right, frame.tabIndex]"""
+    wide, left, right, tab = opened.execute_script(script)
+    assert wide >= 700
     assert 0 <= left < right <= opened.execute_script("return window.innerWidth")
+    assert tab == 0

@@ -5,14 +5,18 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import nibabel as nib
 import numpy as np
 import pytest
 from PIL import Image
 
 from inference.errors import FolderError
+from inference.intake.cases import find_cases
+from inference.intake.scan import read_labels, read_scan
 from inference.labels import Label
 from inference.report.figures import CaseDrawing, draw_case
 from inference.report.figures import _figure as figure_of
+from training.phantoms import Phantom, write_phantom
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -64,6 +68,21 @@ def test_a_tumour_on_the_right_is_drawn_at_the_left_beside_the_r(side, at_the_le
     assert marks["L"] > 0.9
 
 
+@pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR"])
+def test_sides_are_right_from_the_file_to_the_figure_in_thick_slices(tmp_path, orientation):
+    shown = drawing("right", (2.0, 2.0, 5.0))
+    phantom = Phantom(shown.data[:, :, :, ::2], shown.labels[:, :, ::2], 0, (2.0, 2.0, 5.0))
+    folder = write_phantom(tmp_path, "P-1", phantom, orientation, with_labels=True)
+    scan = read_scan(find_cases(tmp_path).cases[0])
+    labels, _ = read_labels(folder / "P-1-seg.nii.gz")
+    # The world, not this program's reader, says what is right: nibabel's x grows towards it.
+    image = nib.load(folder / "P-1-seg.nii.gz")
+    tumour = nib.affines.apply_affine(image.affine, np.argwhere(np.asarray(image.dataobj) > 0))
+    assert tumour[:, 0].mean() > 5
+    panel = panels_of(CaseDrawing(scan.data, labels, scan.spacing, "P-1"))[1]
+    assert np.argwhere(yellow(panel))[:, 1].mean() < 0.45 * panel.shape[1]
+
+
 @pytest.fixture(scope="module")
 def panels() -> list[np.ndarray]:
     return panels_of(drawing())
@@ -83,7 +102,7 @@ def test_anatomy_shows_through_the_regions(panels):
     assert np.corrcoef(plain[inside], washed[inside])[0, 1] > 0.3
 
 
-@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0), (2.0, 1.0, 1.0)])
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.5, 1.0, 3.0), (1.0, 1.0, 5.0), (2.0, 1.0, 1.0)])
 def test_voxels_are_not_stretched(spacing):
     figure = figure_of(drawing(spacing=spacing))
     width, height = figure.get_size_inches()
