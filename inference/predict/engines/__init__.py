@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -15,6 +16,10 @@ from inference.errors import DeviceError, UsageError
 from inference.predict.networks import network_stride
 from inference.predict.preprocess import Preprocessed, Triple
 from inference.predict.tiling import MIRRORINGS, windows
+
+# Whatever imports openvino imports this package first. openvino would import its model converter, which reports every
+# import to its makers, and fails for a user without a home.
+sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
 
 ENGINES: Final = ("auto", "torch", "openvino")
 """What `--engine` accepts."""

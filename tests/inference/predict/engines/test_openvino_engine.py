@@ -218,3 +218,11 @@ sys.exit(0 if found.array.std() > 0 and engine.name == "openvino" else 9)
 """
     ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+def test_openvino_reports_to_nobody() -> None:
+    words = "import sys, inference.predict.engines.openvino_engine; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", words], cwd=ROOT, env={}, capture_output=True, text=True, check=True)
+    modules = done.stdout.split()
+    assert "openvino" in modules
+    assert not [name for name in modules if "telemetry" in name]
