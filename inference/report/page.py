@@ -134,9 +134,9 @@ def _thresholds(refinement: Mapping[str, object]) -> str:
     if not thresholds:
         return _NOTHING
     smallest = _mapping(thresholds.get("smallest_component_mm3"))
-    sizes = [f"{label} ≥ {_short(size)} mm³" for label, size in smallest.items() if size]
+    sizes = [_unbroken(f"{label} ≥ {_short(size)} mm³") for label, size in smallest.items() if size]
     ratio = thresholds.get("et_wt_ratio")
-    rules = sizes + ([f"ET/WT ≥ {_short(ratio)}"] if ratio else [])
+    rules = sizes + ([_unbroken(f"ET/WT ≥ {_short(ratio)}")] if ratio else [])
     return f"{refinement.get('thresholds_of', '')}: {', '.join(rules) or 'leave it alone'}".lstrip(": ")
 
 
@@ -150,14 +150,14 @@ def _removed(refinement: Mapping[str, object]) -> _Cell:
         what = _mapping(removed.get(name))
         volume = what.get("mm3")
         if what.get("components") and isinstance(volume, int | float):
-            parts.append(f"{name} {what['components']} ({_short(volume)} mm³)")
+            parts.append(_unbroken(f"{name} {what['components']} ({_short(volume)} mm³)"))
             total += volume
     return _Cell(", ".join(parts) or "nothing", key=str(total))
 
 
 def _ratio(refinement: Mapping[str, object]) -> _Cell:
     cell = _number(refinement.get("et_wt_ratio"), 2)
-    return _Cell(f"{cell.text}, became NCR", cell.key, cell.style) if refinement.get("et_relabelled") else cell
+    return _Cell(f"{cell.text}, became NCR", cell.key) if refinement.get("et_relabelled") else cell
 
 
 def _agreement(case: Mapping[str, object]) -> _Cell:
@@ -167,7 +167,8 @@ def _agreement(case: Mapping[str, object]) -> _Cell:
     }
     if not found:
         return _Cell(_NOTHING)
-    return _Cell(", ".join(f"{region} {value:.2f}" for region, value in found.items()), key=str(min(found.values())))
+    text = ", ".join(_unbroken(f"{region} {value:.2f}") for region, value in found.items())
+    return _Cell(text, key=str(min(found.values())))
 
 
 def _notes(case: Mapping[str, object]) -> list[str]:
@@ -280,6 +281,11 @@ def _html(value: object) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False)
+
+
+def _unbroken(text: str) -> str:
+    """A text that is not broken between two lines."""
+    return text.replace(" ", "\u00a0")
 
 
 def _short(value: object) -> str:

@@ -114,7 +114,7 @@ class Reader(HTMLParser):
 
 
 def rows_of(page: str) -> list[list[str]]:
-    body = page[page.index("<tbody>") : page.index("</tbody>")]
+    body = page[page.index("<tbody>") : page.index("</tbody>")].replace("\u00a0", " ")
     return [re.findall(r"<td[^>]*>(?:<a[^>]*>)?(.*?)(?:</a>)?</td>", row) for row in body.split("<tr>")[1:]]
 
 
