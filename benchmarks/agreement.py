@@ -57,6 +57,8 @@ class Members:
 
     models: tuple[Model, ...]
     """The models, each with the folds that are asked."""
+    orientation: str
+    """The bundle's."""
 
 
 def spearman(one: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
@@ -129,13 +131,14 @@ def main(arguments: list[str] | None = None) -> int:
         bundle = load_bundle(given.bundle)
         engine = open_engine("auto", given.device)
         folds = read_folds(given.bundle / "folds.json") if given.own_fold else {}
-        members = {fold: Members(tuple(replace(m, folds=(fold,)) for m in bundle.models)) for fold in folds.values()}
+        members = {fold: tuple(replace(m, folds=(fold,)) for m in bundle.models) for fold in folds.values()}
         judged = []
         for case, labels in labelled_cases(given.cases):
             if given.own_fold and case.id not in folds:
                 _LOG.warning("left out: %s is in no fold of the bundle", case.id)
                 continue
-            asked = members[folds[case.id]] if given.own_fold else Members(bundle.models)
+            chosen = members[folds[case.id]] if given.own_fold else bundle.models
+            asked = Members(chosen, bundle.orientation)
             judged.append(
                 judge(case, labels, asked, thresholds=bundle.region_thresholds, engine=engine, profile=given.profile)
             )

@@ -84,6 +84,8 @@ def open_system(
 def prepare_system(bundle: Bundle, *, profile: str, engine: str, device: str, threads: int | None) -> System:
     """Make the networks of a verified bundle ready, as :func:`open_system` says."""
     subtypes = subtype_model(bundle.subtypes) if bundle.subtypes else None
+    if engine == "auto" and device == "auto" and any(model.format == "openvino" for model in bundle.models):
+        engine = "openvino"
     runner = open_engine(engine, device, threads=threads)
     for model in bundle.models:
         runner.load(model)

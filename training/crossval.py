@@ -73,6 +73,8 @@ class SingleModel:
 
     models: tuple[TrainedNetwork, ...]
     """One network."""
+    orientation: str = "RAS"
+    """What is trained here sees canonical arrays."""
 
 
 def stored_weights(

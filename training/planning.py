@@ -65,7 +65,10 @@ def ancestor_model(bundle: str, name: str) -> Model:
     """
     from inference.bundle.store import load_bundle
 
-    models = load_bundle(Path(bundle)).models
+    loaded = load_bundle(Path(bundle))
+    if loaded.orientation != "RAS":
+        raise UsageError(f"{bundle}: its networks see {loaded.orientation} arrays; fine-tuning starts from those of RAS")
+    models = loaded.models
     for model in models:
         if model.name == name:
             if model.format != "safetensors" or model.heads != "regions":

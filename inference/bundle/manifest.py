@@ -25,8 +25,8 @@ HEADS: Final = ("regions", "labels")
 """What a network's output channels are: sigmoids of WT, TC, ET or a softmax over background, NCR, ED, ET."""
 FORMATS: Final = ("safetensors", "openvino")
 """How networks are stored."""
-ORIENTATION: Final = "RAS"
-"""Orientation of the arrays that networks see; this program knows no other."""
+ORIENTATIONS: Final = ("RAS", "LPS")
+"""Orientations that the arrays which networks see can have; what is trained here is RAS."""
 AXES: Final = "zyx"
 """Axis order of the arrays that networks see; this program knows no other."""
 LABEL_RULE: Final[Mapping[str, object]] = {
@@ -118,7 +118,7 @@ class Manifest:
     provenance: Provenance
     """Where it comes from."""
     orientation: str
-    """Always :data:`ORIENTATION`."""
+    """One of :data:`ORIENTATIONS`: that of the arrays that all its networks see."""
     axes: str
     """Always :data:`AXES`."""
     sequences: tuple[str, ...]
@@ -139,7 +139,9 @@ def network_files(model: ModelEntry, fold: int) -> tuple[str, ...]:
     return (f"{stem}.safetensors",) if model.format == "safetensors" else (f"{stem}.xml", f"{stem}.bin")
 
 
-_ALONE = ("folds.json", "LICENSE", "MODEL_CARD.md")
+TEXTS: Final = ("LICENSE", "MODEL_CARD.md")
+"""Texts that a bundle may carry."""
+_ALONE = ("folds.json", *TEXTS)
 _TOGETHER = (("subtypes.json", "subtypes.safetensors"), ("fold_subtypes.json", "fold_subtypes.safetensors"))
 
 
@@ -231,7 +233,6 @@ def parse_manifest(value: object) -> Manifest:
     fields = Fields(value, MANIFEST)
     _check_schema(fields)
     fields.value("seal")
-    fields.fixed("orientation", ORIENTATION)
     fields.fixed("axes", AXES)
     fields.fixed("sequences", list(SEQUENCES))
     fields.fixed("labels_from_regions", dict(LABEL_RULE))
@@ -244,7 +245,7 @@ def parse_manifest(value: object) -> Manifest:
         limits=fields.text("limits"),
         licence=fields.text("licence"),
         provenance=_read_provenance(fields.fields("provenance")),
-        orientation=ORIENTATION,
+        orientation=fields.choice("orientation", ORIENTATIONS),
         axes=AXES,
         sequences=SEQUENCES,
         labels_from_regions=LABEL_RULE,

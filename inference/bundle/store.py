@@ -21,8 +21,8 @@ from inference.bundle.manifest import (
     AXES,
     LABEL_RULE,
     MANIFEST,
-    ORIENTATION,
     SCHEMA,
+    TEXTS,
     FileEntry,
     Manifest,
     ModelEntry,
@@ -107,6 +107,11 @@ class Bundle:
     """`thresholds.json`."""
     subtypes: SubtypeTables | None
     """Refinement's subtype model; None where the bundle has none."""
+
+    @property
+    def orientation(self) -> str:
+        """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
+        return self.manifest.orientation
 
     @property
     def region_thresholds(self) -> tuple[float, float, float]:
@@ -289,6 +294,45 @@ class NewBundle:
     """Texts to go with it: `LICENSE`, `MODEL_CARD.md`."""
     created: str = ""
     """When it was frozen, ISO 8601 with time zone; now, if empty."""
+    orientation: str = "RAS"
+    """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
+
+
+def contents_of(bundle: Bundle) -> NewBundle:
+    """All that a bundle is made of, so that one like it can be written; its creation date is left open."""
+    folder, manifest = bundle.path, bundle.manifest
+    folds = read_json(folder / "folds.json", "folds.json") if "folds.json" in manifest.files else None
+    if folds is not None and not isinstance(folds, dict):
+        raise wrong("folds.json", "", folds, "an object")
+    return NewBundle(
+        name=manifest.name,
+        version=manifest.version,
+        intended_use=manifest.intended_use,
+        limits=manifest.limits,
+        licence=manifest.licence,
+        provenance=manifest.provenance,
+        models=[
+            NewModel(
+                model.entry,
+                model.plans,
+                {fold: _stored_network(model, fold) for fold in model.folds},
+            )
+            for model in bundle.models
+        ],
+        thresholds=bundle.thresholds,
+        scores=manifest.scores,
+        subtypes=bundle.subtypes,
+        fold_subtypes=_load_subtypes(folder, manifest, "fold_subtypes"),
+        folds=folds,
+        texts={name: (folder / name).read_text(encoding="utf-8") for name in TEXTS if name in manifest.files},
+        orientation=manifest.orientation,
+    )
+
+
+def _stored_network(model: Model, fold: int) -> Mapping[str, FloatArray] | Path:
+    """One network as it is stored, in the precision that it is stored in."""
+    path = model.network_file(fold)
+    return path if model.format == "openvino" else read_tensors(path, path.relative_to(model.bundle).as_posix())
 
 
 def write_bundle(folder: Path, new: NewBundle) -> Bundle:
@@ -324,7 +368,7 @@ def _describe(folder: Path, new: NewBundle) -> Manifest:
         limits=new.limits,
         licence=new.licence,
         provenance=new.provenance,
-        orientation=ORIENTATION,
+        orientation=new.orientation,
         axes=AXES,
         sequences=SEQUENCES,
         labels_from_regions=LABEL_RULE,

@@ -25,6 +25,10 @@ class NetworkBundle(Protocol):
     def models(self) -> Sequence[NetworkSource]:
         """The ensemble's members."""
 
+    @property
+    def orientation(self) -> str:
+        """Orientation of the arrays that they see: `RAS` or `LPS`."""
+
 
 @dataclass(frozen=True)
 class RegionProbabilities:
@@ -53,6 +57,7 @@ def predict(
     with their mean, each on the scan's grid; in `fast` on a CPU that takes about a third longer. Raises BundleError for
     plans or networks that are refused, and DeviceError when memory does not suffice.
     """
+    data = _turned(data, bundle.orientation)
     prepared = preprocess_for_all(data, spacing, [read_plan(model.plans) for model in bundle.models])
     passes = (
         len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
@@ -65,14 +70,20 @@ def predict(
     for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
         heed = None if comparison is None else _listener(comparison, scan, float(weight) / len(model.folds))
         _add(probabilities, engine.mean_over_folds(model, scan, profile, advance, heed), scan, weight)
+    seen = _turned(probabilities, bundle.orientation)
     if comparison is None:
-        return RegionProbabilities(probabilities)
+        return RegionProbabilities(seen)
     # All models crop to the same box, that of the voxels which are not zero.
     inside = (slice(None), *(slice(*span) for span in prepared[0].box))
     agreement = comparison.conclude(probabilities[inside])
     spread = np.zeros_like(probabilities)
     spread[inside] = agreement.spread
-    return RegionProbabilities(probabilities, replace(agreement, spread=spread))
+    return RegionProbabilities(seen, replace(agreement, spread=_turned(spread, bundle.orientation)))
+
+
+def _turned(array: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:
+    """An array (C, X, Y, Z) in RAS as one in `orientation`, or the other way round: LPS has X and Y reversed."""
+    return array if orientation == "RAS" else np.ascontiguousarray(array[:, ::-1, ::-1])
 
 
 def _listener(comparison: Comparison, scan: Preprocessed, share: float) -> Heed:

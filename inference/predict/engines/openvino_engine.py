@@ -27,7 +27,7 @@ from inference.predict.engines import (
     heads_of,
     pass_multiple,
 )
-from inference.predict.engines.openvino_graph import UnsupportedGraphError, build_graph
+from inference.predict.engines.openvino_graph import OPERATIONS, UnsupportedGraphError, build_graph
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
 
@@ -141,6 +141,9 @@ class OpenVinoEngine:
         found = [[size.get_length() if size.is_static else -1 for size in port.get_partial_shape()] for port in ports]
         if [shape[:2] for shape in found] != [shape[:2] for shape in expected] or found[0] != expected[0]:
             raise BundleError(f"{path.name}: found input and output {found}, expected {expected}")
+        foreign = sorted({node.get_type_name() for node in graph.get_ops()} - OPERATIONS)
+        if foreign:
+            raise BundleError(f"{path.name}: found the operations {', '.join(foreign)}, which are in no network here")
         return graph
 
     def _compile(self, graph: openvino.Model, precision: str) -> openvino.CompiledModel:
@@ -160,6 +163,10 @@ class OpenVinoEngine:
                 doubt = self._doubt(model)
             except (RuntimeError, UnsupportedGraphError) as error:
                 doubt = str(error).partition("\n")[0]
+            if doubt and model.format == "openvino":
+                raise BundleError(
+                    f"{model.name}: OpenVINO {openvino.__version__} does not run its stored networks: {doubt}"
+                )
             if doubt:
                 _LOG.warning("%s: OpenVINO does not run its networks, torch does instead: %s", model.name, doubt)
             self._trusted[id(model)] = model, not doubt
@@ -194,11 +201,13 @@ class OpenVinoEngine:
 def export_network(
     architecture: Mapping[str, object], heads: int, tensors: Mapping[str, NDArray[np.float32]], path: Path
 ) -> None:
-    """Write a network as OpenVINO IR: `path` (.xml) and its .bin beside it, weights in half precision.
+    """Write a network as OpenVINO IR: `path` (.xml) and its .bin beside it.
 
-    Raises BundleError for tensors that do not fit, UnsupportedGraphError for an architecture that has no graph here.
+    Weights are stored in half precision where that changes none of them, else in single precision. Raises BundleError
+    for tensors that do not fit, UnsupportedGraphError for an architecture that has no graph here.
     """
-    openvino.save_model(build_graph(architecture, heads, tensors), path, compress_to_fp16=True)
+    lossless = all(np.array_equal(array, array.astype(np.float16)) for array in tensors.values())
+    openvino.save_model(build_graph(architecture, heads, tensors), path, compress_to_fp16=lossless)
 
 
 def region_probabilities(logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:

@@ -26,6 +26,11 @@ _EPSILON: Final = 1e-5
 _LEAK: Final = 0.01
 """PyTorch's default slope of a leaky ReLU."""
 
+_ELEMENTARY: Final = ("Add", "Concat", "Constant", "Convert", "Multiply", "Pad", "Parameter", "Result", "Slice")
+_LEARNT: Final = ("Convolution", "ConvolutionBackpropData", "DepthToSpace", "Gelu", "GroupConvolution", "MVN", "PRelu")
+OPERATIONS: Final = frozenset((*_ELEMENTARY, *_LEARNT))
+"""What graphs are made of, by OpenVINO's names: a stored one that has anything else is refused."""
+
 
 class UnsupportedGraphError(Exception):
     """An architecture that is allowed, but that cannot be built here; PyTorch can."""

@@ -32,6 +32,7 @@ from inference.predict.resampling import LINEAR, thick_axis
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
 
 _GPU_BATCH = len(MIRRORINGS)
+_INSTEAD = "choose --engine openvino --device cpu, or another bundle"
 
 
 def check_device(device: str) -> torch.device:
@@ -89,6 +90,8 @@ class TorchEngine:
     def load(self, model: NetworkSource) -> None:
         """As :class:`inference.predict.engines.Engine` says."""
         read_plan(model.plans)
+        if model.format == "openvino":
+            raise BundleError(f"{model.name}: its networks are stored for OpenVINO, torch cannot run them: {_INSTEAD}")
         for fold in model.folds:
             try:
                 self._network(model, fold)

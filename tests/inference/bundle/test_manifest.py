@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
         ("created", "2025-01-01T00:00:00", "time zone"),
         ("intended_use", "  ", "intended_use"),
         ("licence", ..., "licence: found nothing, expected a text"),
-        ("orientation", "LPS", 'orientation: found "LPS", expected "RAS"'),
+        ("orientation", "LAS", 'orientation: found "LAS", expected one of RAS, LPS'),
         ("axes", "xyz", 'axes: found "xyz", expected "zyx"'),
         ("sequences", ["t1c", "t1n", "t2w", "t2f"], "sequences: found"),
         ("labels_from_regions/labels", [1, 2, 3], "labels_from_regions: found"),

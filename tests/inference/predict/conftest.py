@@ -134,6 +134,7 @@ class FakeModel:
 @dataclass(frozen=True)
 class FakeBundle:
     models: tuple[FakeModel, ...]
+    orientation: str = "RAS"
 
 
 def random_weights(architecture: Mapping[str, object], heads: int, seed: int) -> dict[str, np.ndarray]:

@@ -219,3 +219,19 @@ def test_permuted_sequences_change_the_answer(make_model: Callable) -> None:
     found = predict(data, MILLIMETRE, bundle, engine, Profile.FAST).array
     swapped = predict(data[[1, 0, 2, 3]], MILLIMETRE, bundle, engine, Profile.FAST).array
     assert np.abs(found - swapped).max() > 0.05
+
+
+def test_a_bundle_trained_on_lps_arrays_sees_them(make_model: Callable) -> None:
+    """The same scan, stored the way that the networks were trained on: equal to predicting that array and turning."""
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    data = make_scan((44, 52, 36))
+    data[:, :20] *= 3
+    engine = TorchEngine("cpu")
+    turned = np.ascontiguousarray(data[:, ::-1, ::-1])
+    at = (0.5, 0.5, 0.5)
+    inside = predict(turned, MILLIMETRE, FakeBundle((model,)), engine, Profile.FAST, compare_at=at)
+    found = predict(data, MILLIMETRE, FakeBundle((model,), "LPS"), engine, Profile.FAST, compare_at=at)
+    np.testing.assert_array_equal(found.array, inside.array[:, ::-1, ::-1])
+    np.testing.assert_array_equal(found.agreement.spread, inside.agreement.spread[:, ::-1, ::-1])
+    other = predict(data, MILLIMETRE, FakeBundle((model,)), engine, Profile.FAST)
+    assert np.abs(found.array - other.array).max() > 0.01

@@ -80,7 +80,7 @@ def test_exported_networks_give_the_same(architecture: dict[str, object], make_m
     engine.load(stored)
     found = engine.mean_over_folds(stored, prepared, Profile.FAST, nothing)
     expected = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, Profile.FAST, nothing)
-    assert np.abs(found - expected).max() < 0.01, "weights are in half precision"
+    assert np.abs(found - expected).max() < 1e-6
 
 
 def test_a_stored_network_of_another_shape_is_refused(make_model: Callable, tmp_path: Path) -> None:

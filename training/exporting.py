@@ -1,0 +1,66 @@
+"""A bundle's networks as OpenVINO IR: a CPU reads them as they are, and no graph is put together at start."""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+
+from inference.bundle.store import Bundle, Model, NewModel, contents_of, load_bundle, write_bundle
+from inference.errors import ExitStatus, UsageError
+from inference.predict.engines import heads_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `export-openvino`."""
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="bundle to start from")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="bundle to write")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Write the bundle."""
+    export_openvino(arguments.bundle, arguments.output)
+    return ExitStatus.OK
+
+
+def export_openvino(source: Path, target: Path) -> Bundle:
+    """Write to `target` the bundle in `source` with its networks as OpenVINO IR, all else as it is.
+
+    Weights keep their precision. The manifest's ancestry names the bundle that was exported, by name, version and
+    SHA-256. Raises UsageError for a bundle that is exported already or has a network without a graph, BundleError for
+    one that is damaged.
+    """
+    bundle = load_bundle(source)
+    if target.resolve() == source.resolve():
+        raise UsageError(f"--output {target}: is the bundle itself, expected another folder")
+    stored = sorted(model.name for model in bundle.models if model.format == "openvino")
+    if stored:
+        raise UsageError(f"--bundle {source}: {', '.join(stored)}: found networks in OpenVINO's format already")
+    contents, manifest = contents_of(bundle), bundle.manifest
+    with tempfile.TemporaryDirectory() as scratch:
+        models = [
+            _exported(model, new, Path(scratch)) for model, new in zip(bundle.models, contents.models, strict=True)
+        ]
+        provenance = replace(
+            manifest.provenance,
+            ancestry=(*manifest.provenance.ancestry, f"{manifest.name} {manifest.version} sha256 {bundle.digest}"),
+            libraries={**manifest.provenance.libraries, "openvino": version("openvino")},
+        )
+        return write_bundle(target, replace(contents, models=models, provenance=provenance))
+
+
+def _exported(model: Model, new: NewModel, scratch: Path) -> NewModel:
+    """The same model with every network written to `scratch` as a pair of files."""
+    from inference.predict.engines.openvino_engine import export_network
+    from inference.predict.engines.openvino_graph import UnsupportedGraphError
+
+    networks = {}
+    for fold in model.folds:
+        networks[fold] = scratch / f"{model.name}_fold_{fold}.xml"
+        try:
+            export_network(model.architecture, heads_of(model), model.tensors(fold), networks[fold])
+        except UnsupportedGraphError as error:
+            raise UsageError(f"{model.name}: {error}: it runs on torch alone, and cannot be exported") from error
+    return NewModel(replace(new.entry, format="openvino"), new.plans, networks)
