@@ -67,7 +67,7 @@ def ancestor_model(bundle: str, name: str) -> Model:
 
     loaded = load_bundle(Path(bundle))
     if loaded.orientation != "RAS":
-        raise UsageError(f"{bundle}: its networks see {loaded.orientation} arrays; fine-tuning starts from those of RAS")
+        raise UsageError(f"{bundle}: its networks see {loaded.orientation} arrays; fine-tuning starts from RAS")
     models = loaded.models
     for model in models:
         if model.name == name:
