@@ -81,7 +81,7 @@ RUN . /etc/os-release \
     fi
 ENV ON_ERROR=empty \
     GLIOMA_BUNDLE=/opt/glioma/bundle \
-    MPLCONFIGDIR=/tmp/matplotlib \
+    MPLCONFIGDIR=/dev/shm/matplotlib \
     LC_ALL=C.UTF-8 \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
