@@ -54,6 +54,7 @@ def desk(tmp_path: Path, tiny_bundle: Path) -> Path:  # noqa: F811
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("page", TO_RUN, ids=lambda page: page.name)
 def test_blocks_run_in_their_order(page: Path, desk: Path) -> None:
     for block in blocks_of(page):
