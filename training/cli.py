@@ -185,9 +185,11 @@ def run(arguments: argparse.Namespace) -> int:
     arguments.work.mkdir(parents=True, exist_ok=True)
     settled = arguments.work / "config.yaml"
     settle_config(arguments.config, arguments.source, settled)
-    words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work), "--cores", str(arguments.cores)]
-    words += ["--executor", "slurm", "--jobs", str(arguments.slurm)] if arguments.slurm else []
-    words += [] if arguments.slurm else ["--resources", f"gpu={arguments.gpus}"]
+    words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work)]
+    if arguments.slurm:  # this machine's cores and GPUs say nothing about the cluster's
+        words += ["--executor", "slurm", "--jobs", str(arguments.slurm)]
+    else:
+        words += ["--cores", str(arguments.cores), "--resources", f"gpu={arguments.gpus}"]
     words += ["--rerun-triggers", "mtime", "--rerun-incomplete", *arguments.snakemake]
     words += ["--config", f"run={settled.resolve()}", f"revision={arguments.revision or code_revision()}"]
     words += [f"program={arguments.program}"] if arguments.program else []
