@@ -8,6 +8,9 @@ from html import escape
 
 from training.evaluation.tables import markdown
 
+_LONG = 30
+"""Letters from which on a cell is text."""
+
 
 @dataclass(frozen=True)
 class Table:
@@ -24,16 +27,14 @@ class Table:
 
     def as_markdown(self) -> str:
         """Caption, table and note."""
-        return "\n".join(
-            part for part in (f"### {self.caption}\n", markdown(self.header, self.rows), self.note) if part
-        )
+        note = f"{self.note}\n" if self.note else ""
+        return "\n".join(part for part in (f"### {self.caption}\n", markdown(self.header, self.rows), note) if part)
 
     def as_html(self) -> str:
         """A table that scrolls by itself, with the keyboard too, where the screen is narrow."""
         head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
         body = "\n".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(f"<td>{escape(cell)}</td>" for cell in row[1:])}</tr>'
-            for row in self.rows
+            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>' for row in self.rows
         )
         note = f'<p class="hint">{escape(self.note)}</p>' if self.note else ""
         caption = escape(self.caption)
@@ -41,6 +42,11 @@ class Table:
             f'<h3>{caption}</h3><div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
             f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{note}"
         )
+
+
+def _cell(text: str) -> str:
+    """A cell that breaks its lines where it holds a sentence rather than a number."""
+    return f'<td class="long">{escape(text)}</td>' if len(text) > _LONG else f"<td>{escape(text)}</td>"
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
