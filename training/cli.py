@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import available_threads
-from training import demonstration, exporting
+from training import demonstration, exporting, importing
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.devices import own_gpu
 from training.evaluation import compare, evaluate
@@ -127,6 +127,11 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
         "Write synthetic cases with known truth.",
         demonstration.add_phantoms_arguments,
         demonstration.run_phantoms,
+    ),
+    "import-checkpoints": (
+        "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1.",
+        importing.add_arguments,
+        importing.run,
     ),
     "export-openvino": (
         "Write a bundle again with its networks as OpenVINO IR.",

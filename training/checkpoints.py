@@ -1,0 +1,140 @@
+"""Checkpoints from outside: read without running what they hold, and checked against the network that they claim."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from inference.bundle.tables import FloatArray
+from inference.errors import UsageError
+from inference.labels import SEQUENCES
+from inference.predict.networks import architecture_name, build_network
+from inference.predict.networks.sizes import LEVELS, VARIANTS, MedNeXtSize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WEIGHTS: Final = ("network_weights", "state_dict")
+"""Where nnU-Net v2 and v1 keep a network's weights."""
+_NO_WEIGHT: Final = "dummy_tensor"
+"""A parameter of the reference's MedNeXt that no layer uses."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint file, read."""
+
+    path: Path
+    """Its file."""
+    contents: Mapping[str, object]
+    """Plain values and tensors."""
+    tensors: Mapping[str, Tensor]
+    """The network's weights by state-dict name."""
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of nnU-Net v2 or v1, by torch's restricted reader: nothing but numbers, texts and containers.
+
+    Raises UsageError for a file that holds anything else, naming it, or that is no checkpoint.
+    """
+    import torch
+    from numpy._core.multiarray import scalar
+
+    # What numpy's numbers are pickled by, under the old name as well: nnU-Net's checkpoints log with them.
+    numbers = [type(np.dtype(kind)) for kind in "efdbhilqBHILQ?"]
+    try:
+        with torch.serialization.safe_globals([np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        found = named[1] if named else "what torch's restricted reader does not read"
+        raise UsageError(f"{path}: found {found} in it, expected numbers and texts only: refused") from error
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
+    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: found no checkpoint of torch in it (damaged, or another kind of file)") from error
+    weights = next((contents[key] for key in _WEIGHTS if key in contents), None) if isinstance(contents, dict) else None
+    if not isinstance(weights, Mapping):
+        raise UsageError(f"{path}: found neither {' nor '.join(_WEIGHTS)}, expected a checkpoint of nnU-Net")
+    prefix = "module." if weights and all(str(name).startswith("module.") for name in weights) else ""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in weights.items():
+        if not isinstance(tensor, torch.Tensor):
+            raise UsageError(f"{path}: {name}: found {type(tensor).__name__}, expected a tensor")
+        tensors[str(name).removeprefix(prefix)] = tensor
+    return Checkpoint(path, contents, tensors)
+
+
+def deployed_tensors(
+    checkpoint: Checkpoint, architecture: Mapping[str, object], outputs: Sequence[int]
+) -> dict[str, FloatArray]:
+    """The tensors that a deployed network needs, each once, as float32, from a checkpoint that holds just its network.
+
+    Raises UsageError naming the tensors that are missing or superfluous, or one that is misshapen or not finite.
+    """
+    import torch
+
+    from inference.predict.networks import deployed_weights
+
+    with torch.device("meta"):
+        deployed = build_network(architecture, len(SEQUENCES), len(outputs))
+        trained = build_network(architecture, len(SEQUENCES), len(outputs), deep_supervision=True).state_dict()
+    given = dict(checkpoint.tensors)
+    if architecture_name(architecture) == "MedNeXt":
+        given.pop(_NO_WEIGHT, None)
+    missing = sorted(set(deployed.state_dict()) - set(given))
+    superfluous = sorted(set(given) - set(trained))
+    if missing or superfluous:
+        parts = [f"missing {_few(missing)}"] * bool(missing) + [f"superfluous {_few(superfluous)}"] * bool(superfluous)
+        raise UsageError(f"{checkpoint.path}: its tensors are not those of the network: {'; '.join(parts)}")
+    for name, tensor in given.items():
+        if tensor.shape != trained[name].shape:
+            found, expected = tuple(tensor.shape), tuple(trained[name].shape)
+            raise UsageError(f"{checkpoint.path}: {name}: found shape {found}, expected {expected}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise UsageError(f"{checkpoint.path}: {name}: found values that are not finite")
+    return dict(deployed_weights(deployed, given))
+
+
+def mednext_architecture(checkpoint: Checkpoint) -> dict[str, object]:
+    """The architecture section of a MedNeXt v1's plans, from the names and shapes of its tensors.
+
+    Raises UsageError where they are not those of a MedNeXt.
+    """
+    stages = [f"enc_block_{level}" for level in range(LEVELS)] + ["bottleneck"]
+    stages += [f"dec_block_{level}" for level in reversed(range(LEVELS))]
+
+    def shape(name: str, axes: int) -> tuple[int, ...]:
+        tensor = checkpoint.tensors.get(name)
+        if tensor is None or tensor.ndim != axes or 0 in tensor.shape:
+            found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise UsageError(f"{checkpoint.path}: {name}: found {found}, expected a tensor of a MedNeXt v1")
+        return tuple(tensor.shape)
+
+    def blocks(stage: str) -> int:
+        numbers = (re.match(rf"{stage}\.(\d{{1,3}})\.", name) for name in checkpoint.tensors)
+        return 1 + max((int(number[1]) for number in numbers if number), default=0)
+
+    size = MedNeXtSize(
+        channels=shape("stem.weight", 5)[0],
+        blocks=tuple(blocks(stage) for stage in stages),
+        expansion=tuple(
+            rows // columns for rows, columns, *_ in (shape(f"{stage}.0.conv2.weight", 5) for stage in stages)
+        ),
+    )
+    kernel = shape("enc_block_0.0.conv1.weight", 5)[-1]
+    letter = next((letter for letter, variant in VARIANTS.items() if variant == size), None)
+    sizes = {"channels": size.channels, "blocks": list(size.blocks), "expansion": list(size.expansion)}
+    arguments: dict[str, object] = {"variant": letter} if letter else dict(sizes)
+    named = {"network_class_name": "MedNeXt", "_kw_requires_import": list[str]()}
+    return {**named, "arch_kwargs": {**arguments, "kernel_size": kernel}}
+
+
+def _few(names: list[str], most: int = 4) -> str:
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
