@@ -46,10 +46,15 @@ class Comparison:
     """Tiles by mirrorings."""
     ours_seconds: float
     nnunet_seconds: float
+    ours_processor_seconds: float
+    """Of all threads; says more than wall time where other programs run beside."""
+    nnunet_processor_seconds: float
     ours_per_forward: float
     nnunet_per_forward: float
     ratio: float
     """Seconds of nnU-Net's by ours."""
+    processor_ratio: float
+    """The same of processor seconds."""
     dice: Mapping[str, float]
     """Between both, per region, at a probability of one half."""
     largest_difference: float
@@ -60,7 +65,7 @@ class Comparison:
 
 
 def compare_all(
-    system: System, case: Case, threads: int, model: str | None, tiles: int | None
+    system: System, case: Case, threads: int, model: str | None, tiles: int | None, *, mirrored: bool = True
 ) -> tuple[dict[str, object], list[str]]:
     """Compare the first network of each model, or of one, on a case: as JSON, and in lines for people."""
     models = [one for one in system.bundle.models if model is None or one.name == model]
@@ -68,7 +73,14 @@ def compare_all(
         raise UsageError(f"--model {model}: the bundle has {', '.join(one.name for one in system.bundle.models)}")
     scan = read_scan(case)
     found = [
-        compare(one, preprocess(scan.data, scan.spacing, read_plan(one.plans)), system.engine, threads, tiles)
+        compare(
+            one,
+            preprocess(scan.data, scan.spacing, read_plan(one.plans)),
+            system.engine,
+            threads,
+            tiles,
+            mirrored=mirrored,
+        )
         for one in models
     ]
     lines = [line for one in found for line in _lines(one)]
@@ -77,30 +89,42 @@ def compare_all(
     return {"case": case.id, "threads": threads, "models": [asdict(one) for one in found]}, lines
 
 
-def compare(model: Model, prepared: Preprocessed, engine: Engine, threads: int, tiles: int | None) -> Comparison:
-    """Compare a model's first network on a preprocessed case, or on `tiles` (1, 2, 4, 8) tiles in its middle."""
+def compare(
+    model: Model, prepared: Preprocessed, engine: Engine, threads: int, tiles: int | None, *, mirrored: bool = True
+) -> Comparison:
+    """Compare a model's first network on a preprocessed case, or on `tiles` (1, 2, 4, 8) tiles in its middle.
+
+    Not `mirrored`, it is one forward over one tile, and ours has been there once before: a graph prepares itself for a
+    size at its first use.
+    """
     plan = prepared.plan
     whole = [max(size, least) for size, least in zip(prepared.array.shape[1:], plan.patch, strict=True)]
     tiles_of_case = len(windows(whole, plan.patch))
-    piece = _piece(prepared, tiles)
+    piece = _piece(prepared, tiles if mirrored else 1)
     alone = replace(model, folds=model.folds[:1])
-    begin = time.perf_counter()
-    ours = engine.mean_over_folds(alone, piece, Profile.PAPER, lambda: None)
-    ours_seconds = time.perf_counter() - begin
-    theirs, nnunet_seconds = _nnunet(model, piece.array, torch.device(engine.device), threads)
-    forwards = forward_count(piece.array.shape[1:], plan.patch, Profile.PAPER)
+    profile = Profile.PAPER if mirrored else Profile.FAST
+    if not mirrored:
+        engine.mean_over_folds(alone, piece, profile, lambda: None)
+    with _Timer() as ours_took:
+        ours = engine.mean_over_folds(alone, piece, profile, lambda: None)
+    theirs, nnunet_took = _nnunet(model, piece.array, torch.device(engine.device), threads, mirrored=mirrored)
+    forwards = forward_count(piece.array.shape[1:], plan.patch, profile)
+    ours_seconds, nnunet_seconds = ours_took.wall, nnunet_took.wall
     of_case = tiles_of_case * len(MIRRORINGS) * len(model.folds)
     return Comparison(
         model=model.name,
         engine=engine.description,
-        tiles=forwards // len(MIRRORINGS),
+        tiles=forwards // len(MIRRORINGS) if mirrored else 1,
         tiles_of_case=tiles_of_case,
         forwards=forwards,
         ours_seconds=round(ours_seconds, 2),
         nnunet_seconds=round(nnunet_seconds, 2),
+        ours_processor_seconds=round(ours_took.processor, 2),
+        nnunet_processor_seconds=round(nnunet_took.processor, 2),
         ours_per_forward=round(ours_seconds / forwards, 3),
         nnunet_per_forward=round(nnunet_seconds / forwards, 3),
         ratio=round(nnunet_seconds / ours_seconds, 2),
+        processor_ratio=round(nnunet_took.processor / ours_took.processor, 2),
         dice=_dice(ours > 0.5, theirs > 0.5),
         largest_difference=round(float(np.abs(ours - theirs).max()), 4),
         ours_case_extrapolated=round(ours_seconds / forwards * of_case, 1),
@@ -123,16 +147,16 @@ def _piece(prepared: Preprocessed, tiles: int | None) -> Preprocessed:
 
 
 def _nnunet(
-    model: Model, array: NDArray[np.float32], device: torch.device, threads: int
-) -> tuple[NDArray[np.float32], float]:
-    """Region probabilities (3, Z, Y, X) of the model's first network by nnU-Net's predictor, and its seconds."""
+    model: Model, array: NDArray[np.float32], device: torch.device, threads: int, *, mirrored: bool
+) -> tuple[NDArray[np.float32], _Timer]:
+    """Region probabilities (3, Z, Y, X) of the model's first network by nnU-Net's predictor, and what it took."""
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     network = build_network(model.architecture, len(SEQUENCES), heads_of(model))
     load_weights(network, model.tensors(model.folds[0]))
     manager = PlansManager(dict(model.plans))
-    predictor = nnUNetPredictor(device=device, allow_tqdm=False)
+    predictor = nnUNetPredictor(device=device, use_mirroring=mirrored, allow_tqdm=False)
     predictor.manual_initialization(
         network,
         manager,
@@ -143,10 +167,22 @@ def _nnunet(
         (0, 1, 2),
     )
     torch.set_num_threads(threads)
-    begin = time.perf_counter()
-    logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(array))
-    seconds = time.perf_counter() - begin
-    return region_probabilities(logits.float().cpu(), model.heads).numpy(), seconds
+    with _Timer() as took:
+        logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(array))
+    return region_probabilities(logits.float().cpu(), model.heads).numpy(), took
+
+
+class _Timer:
+    """Wall and processor seconds of a `with` block."""
+
+    wall = processor = 0.0
+
+    def __enter__(self) -> _Timer:
+        self._begin = time.perf_counter(), time.process_time()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.wall, self.processor = time.perf_counter() - self._begin[0], time.process_time() - self._begin[1]
 
 
 def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, float]:
@@ -161,10 +197,12 @@ def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> dict[str, floa
 
 def _lines(found: Comparison) -> list[str]:
     dice = ", ".join(f"{region} {value:.4f}" for region, value in found.dice.items())
+    processor = f"ours {found.ours_processor_seconds}, nnU-Net's {found.nnunet_processor_seconds}"
     case = f"ours {found.ours_case_extrapolated} s, nnU-Net's {found.nnunet_case_extrapolated} s"
     return [
         f"{found.model}, {found.engine}: {found.tiles} of {found.tiles_of_case} tiles, {found.forwards} forwards",
         f"  a forward: ours {found.ours_per_forward} s, nnU-Net's {found.nnunet_per_forward} s: {found.ratio} times",
+        f"  processor seconds: {processor}: {found.processor_ratio} times",
         f"  agreement: Dice {dice}; largest difference in probability {found.largest_difference}",
         f"  all its networks on the whole case, extrapolated: {case}",
     ]

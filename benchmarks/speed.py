@@ -25,7 +25,7 @@ from inference.arguments import EMBEDDED
 from inference.bundle.store import load_bundle
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.intake.cases import Case, CaseListing, find_cases
-from inference.machine import available_threads, library_versions
+from inference.machine import available_threads, give_memory_back, library_versions
 from inference.pipeline import Destination, FolderSettings, System, prepare_system, segment_folder
 from inference.predict.engines import ENGINES, PROFILES
 from inference.report.record import CaseRecord
@@ -68,6 +68,8 @@ class Measures:
     """From the start of the process until the first label map was there."""
     seconds_per_case: float
     """Wall time after start-up, by the number of cases; reading and refining overlap with prediction."""
+    processor_seconds_per_case: float
+    """Seconds of all threads after start-up, by the number of cases: says more than wall time on a busy machine."""
     wall_by_prediction: float
     """Wall time after start-up, by the sum of all cases' prediction."""
     peak_rss_gb: float
@@ -110,7 +112,7 @@ def repeated(listing: CaseListing, count: int | None) -> CaseListing:
 
 def measure(system: System, listing: CaseListing, threads: int) -> Measures:
     """Segment all cases into a folder that is thrown away; call it at the end of the start."""
-    started, begin = since_start(), time.perf_counter()
+    started, begin, processor = since_start(), time.perf_counter(), time.process_time()
     cases: list[CaseMeasure] = []
 
     def tell(record: CaseRecord) -> None:
@@ -124,7 +126,7 @@ def measure(system: System, listing: CaseListing, threads: int) -> Measures:
         outcome = segment_folder(listing, system, settings, tell)
     if outcome.interrupted or not cases:
         raise UsageError(f"not measured: ended by {outcome.interrupted}")
-    wall = cases[-1].over_at
+    wall, processor = cases[-1].over_at, time.process_time() - processor
     steps = {step: round(_mean([case.seconds[step] for case in cases]), 3) for step in cases[0].seconds}
     return Measures(
         bundle=f"{system.bundle.manifest.name} {system.bundle.manifest.version}",
@@ -135,6 +137,7 @@ def measure(system: System, listing: CaseListing, threads: int) -> Measures:
         start_seconds=round(started, 2),
         first_file_seconds=round(started + cases[0].over_at, 2),
         seconds_per_case=round(wall / len(cases), 2),
+        processor_seconds_per_case=round(processor / len(cases), 2),
         wall_by_prediction=round(wall / sum(case.seconds["predict"] for case in cases), 3),
         peak_rss_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GB, 3),
         peak_gpu_gb=_peak_gpu(system.engine.device),
@@ -192,6 +195,7 @@ def _lines(measures: Measures) -> list[str]:
     lines = [
         f"{what}, {measures.threads} threads, {len(measures.cases)} cases",
         f"{start}, then {measures.seconds_per_case} s a case, {measures.wall_by_prediction} × prediction",
+        f"processor {measures.processor_seconds_per_case} s a case",
         "steps " + ", ".join(f"{step} {seconds:.2f} s" for step, seconds in measures.steps.items()),
         f"peak memory {measures.peak_rss_gb} GB{gpu}",
     ]
@@ -212,11 +216,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measures to a file")
     parser.add_argument("--against", choices=["nnunet"], help="compare with nnU-Net's own predictor instead")
     parser.add_argument("--tiles", type=int, choices=TILES, help="compare on so many tiles only (default: all)")
+    parser.add_argument("--one-forward", action="store_true", help="compare on one tile without mirroring")
     parser.add_argument("--model", metavar="NAME", help="compare this model's first network only (default: of all)")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Measure start, seconds per case and memory."""
+    give_memory_back()
     threads = arguments.threads or available_threads()
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -228,7 +234,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.against:
         from benchmarks.against import compare_all
 
-        result, lines = compare_all(system, listing.cases[0], threads, arguments.model, arguments.tiles)
+        result, lines = compare_all(
+            system, listing.cases[0], threads, arguments.model, arguments.tiles, mirrored=not arguments.one_forward
+        )
     else:
         measures = measure(system, listing, threads)
         result, lines = asdict(measures), _lines(measures)

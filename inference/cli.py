@@ -28,7 +28,7 @@ from inference.arguments import (
 )
 from inference.console import Console
 from inference.errors import ExitStatus, GliomaError
-from inference.machine import Machine, library_versions, look_around
+from inference.machine import Machine, give_memory_back, library_versions, look_around
 
 if TYPE_CHECKING:
     from inference.bundle.manifest import Manifest
@@ -96,6 +96,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     """Everything that can be wrong before a case is read is looked at first, the cheapest first."""
     if arguments.ignored:
         log.warning("ignored: unknown options %s", ", ".join(map(repr, arguments.ignored)))
+    give_memory_back()
     machine = look_around()
     threads = arguments.threads or machine.threads
     # Read by the libraries when they are loaded, which is later.

@@ -12,6 +12,9 @@ from typing import TypeVar
 
 _LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "pyradiomics", "safetensors", "connected-components-3d")
 _GIB = 2**30
+_MIB = 2**20
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+"""Options of `mallopt`, as in glibc's malloc.h."""
 _Parsed = TypeVar("_Parsed")
 
 
@@ -83,6 +86,21 @@ def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path
     if total is not None:
         limits.append(total)
     return min(limits) if limits else None
+
+
+def give_memory_back() -> None:
+    """Have the C library hand arrays of a MiB or more back to the system as soon as they are freed.
+
+    glibc raises that limit to 32 MiB by itself, and what lies between stays with the process, in pieces that nothing
+    else fits into. Concerns the whole process, so it is for programs to call, not for libraries. Nothing happens with a
+    C library that has no such setting.
+    """
+    import ctypes
+
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None:
+        for option in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):
+            set_option(option, _MIB)
 
 
 def _cgroup_folders(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) -> list[Path]:

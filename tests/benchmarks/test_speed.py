@@ -83,6 +83,14 @@ def test_both_predictors_agree_on_the_same_weights(measured: Callable[..., dict]
         assert one["nnunet_case_extrapolated"] == pytest.approx(one["nnunet_seconds"] / 16 * forwards, rel=0.05)
 
 
+def test_one_forward_of_both_agrees(measured: Callable[..., dict]) -> None:
+    found = measured("--against", "nnunet", "--one-forward", "--engine", "torch", "--model", "mednext")
+    (one,) = found["models"]
+    assert (one["tiles"], one["forwards"]) == (1, 1)
+    assert min(one["dice"].values()) > 0.99
+    assert one["nnunet_processor_seconds"] > 0
+
+
 def test_what_cannot_be_measured_is_a_line(bundle: Path, scans: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["speed", "--bundle", str(bundle), "--input", str(scans)]
     assert main([*words, "--cases", "0"]) == 2

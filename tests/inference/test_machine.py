@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -67,6 +69,26 @@ def test_this_machine_has_what_the_project_needs() -> None:
     machine = look_around()
     assert machine.threads >= 1
     assert "numpy" in machine.libraries
+
+
+def test_freed_arrays_go_back_to_the_system() -> None:
+    # In a process of its own, for the setting is the process's. A small array on top keeps the heap from shrinking.
+    program = """
+import resource, numpy as np
+from inference.machine import give_memory_back
+def resident():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize()
+give_memory_back()
+np.ones(2**22)  # 32 MiB, after which glibc would keep smaller ones
+before = resident()
+arrays = [np.ones(2**19) for _ in range(32)]
+keep = bytearray(2**16)
+del arrays
+print(resident() - before)
+"""
+    left = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    assert int(left) < 2**24
 
 
 def write(folder: Path, files: dict[str, str]) -> None:
