@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ from inference.arguments import (
 from inference.console import Console
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import Machine, give_memory_back, library_versions, look_around
+from inference.preflight import preflight
 
 if TYPE_CHECKING:
     from inference.bundle.manifest import Manifest
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from inference.report.record import CaseRecord, RunRecord
 
 log = logging.getLogger(__name__)
-
-_LITTLE_MEMORY_GIB = 3.0
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -125,7 +124,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
         threads=threads,
     )
     recorder.begin(_describe_run(arguments, words, system, threads, time.perf_counter() - begin))
-    _preflight(machine, system, threads)
+    _preflight(machine, system, threads, {"label maps": arguments.output_path, "record": arguments.record, **further})
     into = Destination(arguments.output_path, **further)
     settings = FolderSettings(into, arguments.on_error, arguments.resume, arguments.shard)
     total = len(shard_of([*listing.cases, *listing.problems], arguments.shard))
@@ -180,17 +179,16 @@ def _describe_run(
     )
 
 
-def _preflight(machine: Machine, system: System, threads: int) -> None:
-    """One line about what runs where, and one for each thing that may go wrong."""
+def _preflight(machine: Machine, system: System, threads: int, places: Mapping[str, Path | None]) -> None:
+    """One line about what runs, and one for each thing that it runs on."""
     manifest = system.bundle.manifest
     log.info(
-        "bundle %s %s, profile %s, %s, %d threads, %s GiB memory",
-        manifest.name, manifest.version, system.profile.value, system.engine.description, threads, machine.memory_gib,
+        "bundle %s %s, profile %s, %s",
+        manifest.name, manifest.version, system.profile.value, system.engine.description,
     )  # fmt: skip
-    if machine.gpus and system.engine.device == "cpu":
-        log.warning("warning: runs on the CPU although there is a GPU (%s, driver %s)", machine.gpus[0], machine.driver)
-    if machine.memory_gib is not None and machine.memory_gib < _LITTLE_MEMORY_GIB:
-        log.warning("warning: only %s GiB of memory may be used, which may not do", machine.memory_gib)
+    wanted = {what: place for what, place in places.items() if place is not None}
+    for line in preflight(machine, system.engine.device, threads, wanted):
+        log.log(logging.WARNING if line.off else logging.INFO, "%s%s", "warning: " * line.off, line.text)
 
 
 def _info(arguments: InfoArguments) -> int:

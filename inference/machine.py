@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
@@ -24,8 +24,14 @@ class Machine:
 
     threads: int
     """Processor cores that this process may use: affinity, cgroup quota, `OMP_NUM_THREADS`."""
+    cores: int
+    """Processor cores of the machine."""
     memory_gib: float | None
     """Memory that this process may use: the machine's or the cgroup's; None if it cannot be told."""
+    machine_memory_gib: float | None
+    """Memory of the machine; None if it cannot be told."""
+    scratch: str | None
+    """Folder for temporary files: the first of TMPDIR and the usual ones that can be written to; None without one."""
     engines: tuple[str, ...]
     """Engines that are installed."""
     gpus: tuple[str, ...]
@@ -38,10 +44,13 @@ class Machine:
 
 def look_around() -> Machine:
     """The facts of this machine, in milliseconds."""
-    memory = available_memory()
+    memory, total = available_memory(), machine_memory()
     return Machine(
         threads=available_threads(),
+        cores=os.cpu_count() or 1,
         memory_gib=None if memory is None else round(memory / _GIB, 1),
+        machine_memory_gib=None if total is None else round(total / _GIB, 1),
+        scratch=scratch_folder(),
         engines=tuple(name for name in ("torch", "openvino") if util.find_spec(name)),
         gpus=_gpus(Path("/proc/driver/nvidia/gpus")),
         driver=_driver(Path("/proc/driver/nvidia/version")),
@@ -60,29 +69,33 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def available_threads(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+def available_threads(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
     """Cores that this process may keep busy: by its affinity, the quota of its cgroup (v2 or v1), and
     `OMP_NUM_THREADS` where that is a number.
     """
     threads = len(os.sched_getaffinity(0))
     with suppress(ValueError):
         threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
-    for folder in _cgroup_folders(cgroup, "cpu"):
+    for folder in _cgroup_folders(cgroup, "cpu", own):
         quota = _quota(folder)
         if quota is not None:
             threads = min(threads, int(quota))
     return max(1, threads)
 
 
-def available_memory(cgroup: Path = Path("/sys/fs/cgroup"), meminfo: Path = Path("/proc/meminfo")) -> int | None:
+def available_memory(
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    meminfo: Path = Path("/proc/meminfo"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> int | None:
     """Bytes that this process may use: the machine's memory, or less where a cgroup (v2 or v1) limits it."""
     limits = [
         limit
-        for folder in _cgroup_folders(cgroup, "memory")
+        for folder in _cgroup_folders(cgroup, "memory", own)
         for name in ("memory.max", "memory.limit_in_bytes")
         if (limit := _read(folder / name, int)) is not None
     ]
-    total = _read(meminfo, lambda text: int(text.partition("MemTotal:")[2].split()[0]) * 1024)
+    total = machine_memory(meminfo)
     if total is not None:
         limits.append(total)
     return min(limits) if limits else None
@@ -103,11 +116,23 @@ def give_memory_back() -> None:
             set_option(option, _MIB)
 
 
-def _cgroup_folders(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) -> list[Path]:
+def machine_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+    """Bytes of memory of the machine, whoever may use them; None if it cannot be told."""
+    return _read(meminfo, lambda text: int(text.partition("MemTotal:")[2].split()[0]) * 1024)
+
+
+def scratch_folder(usual: Sequence[str] = ("/tmp", "/var/tmp", "/usr/tmp")) -> str | None:  # noqa: S108 (only looked at)
+    """The folder that libraries put temporary files in, found as Python's `tempfile` does but without writing any."""
+    wished = [folder for name in ("TMPDIR", "TEMP", "TMP") if (folder := os.environ.get(name))]
+    folders = [*wished, *usual]
+    return next((folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)), None)  # noqa: PTH112 (never raises)
+
+
+def _cgroup_folders(root: Path, controller: str, own: Path) -> list[Path]:
     """Folders that may hold this process's limits: the roots of v2 and v1, and its own groups below them."""
     folders = [root, root / controller]
-    for line in _read(own, str.split) or []:
-        _, controllers, path = line.split(":", 2)
+    for line in _read(own, str.splitlines) or []:
+        _, controllers, path = [*line.split(":", 2), "", ""][:3]
         base = root if not controllers else root / controller
         if not controllers or controller in controllers.split(","):
             place = base / path.lstrip("/")
@@ -139,7 +164,7 @@ def _gpus(folder: Path) -> tuple[str, ...]:
     try:
         files = sorted(folder.glob("*/information"))
         lines = [line for file in files for line in file.read_text().splitlines() if line.startswith("Model:")]
-    except OSError:
+    except (OSError, ValueError):
         return ()
     return tuple(line.partition(":")[2].strip() for line in lines)
 

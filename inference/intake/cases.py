@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -160,8 +161,13 @@ def _grouped(candidates: Iterable[_Candidate]) -> dict[str, dict[str, list[Path]
 def _listing(candidates: Iterable[_Candidate], problems: list[CaseError]) -> CaseListing:
     cases: list[Case] = []
     found: dict[str, Mapping[str, Path]] = {}
-    for identifier, paths in _grouped(candidates).items():
+    groups = _grouped(candidates)
+    twins: dict[str, list[str]] = {}
+    for identifier in sorted(groups):
+        twins.setdefault(_without_capitals(identifier), []).append(identifier)
+    for identifier, paths in groups.items():
         try:
+            _check_alone(identifier, twins[_without_capitals(identifier)])
             cases.append(_case(identifier, paths))
         except CaseError as error:
             problems.append(error)
@@ -169,6 +175,22 @@ def _listing(candidates: Iterable[_Candidate], problems: list[CaseError]) -> Cas
     return CaseListing(
         tuple(sorted(cases, key=lambda case: case.id)), tuple(sorted(problems, key=lambda problem: problem.case)), found
     )
+
+
+def _without_capitals(identifier: str) -> str:
+    """What file systems that know no capitals, or one way to write an accent, make of a name."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", identifier).casefold())
+
+
+def _check_alone(identifier: str, twins: list[str]) -> None:
+    """Refuse an ID whose result would be taken for that of another case on some file system, and overwrite it."""
+    if len(twins) > 1:
+        raise CaseError(
+            printable(identifier),
+            "its name is that of another case but for capitals or the writing of accents",
+            found=_shortened(twins),
+            expected="names that differ everywhere, or one name for all files of a case",
+        )
 
 
 def _case(identifier: str, paths: Mapping[str, list[Path]]) -> Case:

@@ -85,6 +85,7 @@ class Image:
         return self.offset + math.prod(self.geometry.shape) * self.dtype.itemsize
 
 
+@np.errstate(all="ignore")  # a header's numbers may be anything, and what is not finite is looked for
 def open_image(path: Path, case: str) -> Image:
     """Read and check the header of the NIfTI-1 or NIfTI-2 file at `path` (CaseError naming `case` and the file).
 

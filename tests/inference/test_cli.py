@@ -72,8 +72,9 @@ def test_a_folder_is_segmented_and_recorded(
     lines = captured.err.splitlines()
     assert lines[0] == "ignored: unknown options '--parameters_file x.yaml'"
     assert lines[1].startswith("bundle tiny 0.0.1, profile fast, torch")
-    assert [line.split(":")[0] for line in lines[2:5]] == IDS
-    assert lines[5:] == ["3 of 3 cases written"]
+    assert [line.split(":")[0] for line in lines[2:6]] == ["device", "memory", "threads", "writes"]
+    assert [line.split(":")[0] for line in lines[6:9]] == IDS
+    assert lines[9:] == ["3 of 3 cases written"]
     value = json.loads(record.read_bytes())
     assert [case["id"] for case in value["cases"]] == IDS
     assert value["run"]["bundle"]["name"] == "tiny"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from inference.machine import available_memory, available_threads, look_around
+from inference.machine import available_memory, available_threads, look_around, scratch_folder
 
 MEMINFO = "MemTotal:       16384000 kB\nMemFree:  1 kB\n"
 
@@ -59,6 +59,44 @@ def test_memory_is_the_machines_or_the_limit(tmp_path: Path, files: dict[str, st
     (tmp_path / "meminfo").write_text(MEMINFO)
     write(tmp_path / "cgroup", files)
     assert available_memory(tmp_path / "cgroup", tmp_path / "meminfo") == expected
+
+
+OWN = ["0::/user slice/of: mine\n", "4:memory,cpu:/docker/abc\n1:name=systemd:/x\n0::/\n", "nonsense\n\n:\n"]
+LIMITS = {
+    "user slice/of: mine/memory.max": "1000",
+    "user slice/of: mine/cpu.max": "200000 100000",
+    "memory/docker/abc/memory.limit_in_bytes": "2000",
+    "cpu/docker/memory.max": "1",
+    "cpu/docker/cpu.cfs_quota_us": "300000",
+    "cpu/docker/cpu.cfs_period_us": "100000",
+}
+
+
+@pytest.mark.parametrize(
+    ("own", "memory", "threads"), [(OWN[0], 1000, 2), (OWN[1], 2000, 3), (OWN[2], 16384000 * 1024, 8)]
+)
+def test_the_limits_of_its_own_group_and_of_those_above_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: str, memory: int, threads: int
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "meminfo").write_text(MEMINFO)
+    (tmp_path / "own").write_text(own)
+    write(tmp_path / "cgroup", LIMITS)
+    assert available_memory(tmp_path / "cgroup", tmp_path / "meminfo", tmp_path / "own") == memory
+    assert available_threads(tmp_path / "cgroup", tmp_path / "own") == threads
+
+
+def test_temporary_files_go_where_they_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TMPDIR", "TEMP", "TMP"):
+        monkeypatch.delenv(name, raising=False)
+    assert scratch_folder([str(tmp_path / "nowhere"), str(tmp_path)]) == str(tmp_path)
+    assert scratch_folder([str(tmp_path / "nowhere")]) is None
+    (tmp_path / "mine").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "mine"))
+    assert scratch_folder([str(tmp_path)]) == str(tmp_path / "mine")
+    monkeypatch.setattr(os, "access", lambda folder, _: folder == str(tmp_path))
+    assert scratch_folder([str(tmp_path)]) == str(tmp_path)
 
 
 def test_memory_may_be_unknown(tmp_path: Path) -> None:

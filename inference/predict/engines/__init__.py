@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +21,8 @@ from inference.predict.tiling import MIRRORINGS, windows
 # Whatever imports openvino imports this package first. openvino would import its model converter, which reports every
 # import to its makers, and fails for a user without a home.
 sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
+
+log = logging.getLogger(__name__)
 
 ENGINES: Final = ("auto", "torch", "openvino")
 """What `--engine` accepts."""
@@ -189,6 +192,9 @@ def _gpu_works() -> bool:
         from inference.predict.engines.torch_engine import check_device
 
         check_device("cuda")
-    except (DeviceError, ImportError):
+    except ImportError:
+        return False
+    except DeviceError as error:
+        log.warning("warning: no GPU is used: %s", error)
         return False
     return True

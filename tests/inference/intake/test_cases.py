@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from inference.errors import CaseError, FolderError, GliomaError
@@ -165,7 +165,12 @@ def test_any_names_give_cases_or_named_errors(tree):
 
 
 @pytest.mark.slow
-@settings(max_examples=10_000, deadline=None)
-@given(TREES)
-def test_ten_thousand_trees_of_names(tree):
-    check_tree(tree)
+@pytest.mark.parametrize("number", range(4))
+def test_ten_thousand_trees_of_names(number):
+    @seed(number)
+    @settings(max_examples=2500, deadline=None, database=None)
+    @given(TREES)
+    def each(tree):
+        check_tree(tree)
+
+    each()

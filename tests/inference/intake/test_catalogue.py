@@ -157,9 +157,8 @@ def swap(name: str) -> Spoil:
     def spoil(folder: Path) -> None:
         path = t1c(folder)
         path.unlink()
-        {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}.get(
-            name, lambda: path.symlink_to("nowhere.nii.gz")
-        )()
+        makers = {"folder": path.mkdir, "pipe": lambda: os.mkfifo(path), "loop": lambda: path.symlink_to(path.name)}
+        makers.get(name, lambda: path.symlink_to(name))()
 
     return spoil
 
@@ -269,6 +268,55 @@ def undecodable(folder: Path) -> None:
         path.rename(inside / path.name.removeprefix("ill-"))
 
 
+def in_two_writings(first: str, second: str) -> Spoil:
+    """The case under two names that some file systems take for one."""
+
+    def spoil(folder: Path) -> None:
+        rename(first)(folder)
+        put_case(folder, second)
+
+    return spoil
+
+
+def pair(folder: Path) -> None:
+    contents = gzip.decompress(t1c(folder).read_bytes())
+    t1c(folder).unlink()
+    put(folder / "ill" / "ill-t1c.hdr", contents[:348])
+    put(folder / "ill" / "ill-t1c.img", contents[352:])
+
+
+def extended(*sizes: int) -> Spoil:
+    """Header extensions of 64 kB each that state these sizes."""
+
+    def spoil(folder: Path) -> None:
+        extensions = b"".join(size.to_bytes(4, "little", signed=True) + bytes(2**16 - 4) for size in sizes)
+
+        def edit(header: Header) -> None:
+            header["vox_offset"] = 352 + len(extensions)
+
+        contents = nifti(brain(1), edit=edit)
+        put(t1c(folder), contents[:348] + b"\1\0\0\0" + extensions + contents[352:])
+
+    return spoil
+
+
+def sparse(folder: Path) -> None:
+    """A terabyte of nothing behind a sound file."""
+    t1c(folder).write_bytes(gzip.decompress(t1c(folder).read_bytes()))
+    os.truncate(t1c(folder), 2**40)
+
+
+def bomb(folder: Path) -> None:
+    """Two gigabytes of zeros in 4 MB of gzip members, behind a sound image."""
+    zeros = gzip.compress(bytes(2**24))
+    t1c(folder).write_bytes(t1c(folder).read_bytes() + zeros * 128)
+
+
+def described(name: int) -> Spoil:
+    """A gzip header with a file name of so many bytes."""
+    return raw(lambda b: b[:3] + b"\x08" + b[4:10] + b"n" * name + b"\0" + b[10:])
+
+
 def two_patients(folder: Path) -> None:
     t1c(folder).rename(t1c(folder).with_name("other-t1c.nii.gz"))
 
@@ -306,6 +354,12 @@ CONTENTS = [
     Entry("ZIP", whole(b"PK\x03\x04" + bytes(600)), "refused", "not a NIfTI file", "a ZIP archive", "NIfTI-1"),
     Entry("DICOM", whole(bytes(128) + b"DICM" + bytes(600)), "refused", "not a NIfTI file", "a DICOM file", "NIfTI-1"),
     Entry("a few bytes too many", unpacked(lambda b: b + bytes(64)), "mended", "t1c: 64 bytes after the last voxel"),
+    Entry("a bomb of two gigabytes", bomb, "refused", "more data than its header", "or more", "20×24×18"),
+    Entry("a sparse terabyte", sparse, "refused", "more data than its header", "or more", "20×24×18"),
+    Entry("gzip with a file name", described(20), "read"),
+    Entry("gzip with a file name of 70 kB", described(70_000), "refused", "truncated", "ends early", "a whole file"),
+    Entry("header extensions", extended(2**16, 2**16, 2**16), "read"),
+    Entry("header extensions that lie", extended(-8, 2**31 - 1, 0), "read"),
     Entry("a bomb of zeros", unpacked(lambda b: b + bytes(2**24)), "refused", "more data than its header", "or more"),
 ]  # fmt: skip
 
@@ -338,6 +392,10 @@ HEADERS = [
     Entry("vox_offset negative", field("vox_offset", -352), "refused", "vox_offset", "-352", "352 to"),
     Entry("vox_offset far away", field("vox_offset", 1e30), "refused", "vox_offset", "1e+30", "352 to"),
     Entry("vox_offset past the end", field("vox_offset", 2**20), "refused", "", "bytes", "bytes"),
+    Entry("vox_offset in the middle of a byte", field("vox_offset", 352.5), "read"),
+    Entry("intent of a label map", field("intent_code", 1002), "read"),
+    Entry("display range not a number", field("cal_max", np.nan), "read"),
+    Entry("NIfTI-2 with the magic of NIfTI-1", whole(nifti2(brain(1), lambda h: h.__setitem__("magic", b"n+1"))), "refused", "not a NIfTI image in one file", "n+1", "n+2"),
     Entry("bitpix wrong", field("bitpix", 8), "mended", "t1c: bitpix is 8: the data type, int16, counts"),
     Entry("complex64", image(brain(1).astype(np.complex64)), "refused", "data type", "complex64", "real numbers"),
     Entry("complex128", image(brain(1).astype(np.complex128)), "refused", "data type", "complex128", "real numbers"),
@@ -399,6 +457,7 @@ GEOMETRY = [
     Entry("pixdim 0", field("pixdim", [1, 0, 0, 0, 0, 0, 0, 0], everywhere=True), "warned", "pixdim states voxels of 0 × 0 × 0 mm"),
     Entry("pixdim negative", field("pixdim", [-1, -1, 1, 1, 0, 0, 0, 0]), "warned", "t1c: pixdim states voxels of -1 × 1 × 1"),
     Entry("pixdim alone, 0", headers(lambda h: (no_forms(h), h.__setitem__("pixdim", 0))), "refused", "voxel size", "0", "three positive"),
+    Entry("pixdim a signalling NaN", unpacked(lambda b: b[:80] + bytes.fromhex("0000a07f") + b[84:]), "warned", "t1c: pixdim states voxels of nan"),
     Entry("units in metres", field("xyzt_units", 1), "warned", "t1c: xyzt_units says metres: taken as mm"),
     Entry("half a millimetre", spaced(0.5, 0.5, 0.5), "warned", "voxels of 0.5 × 0.5 × 0.5 mm"),
     Entry("5 mm", spaced(5, 5, 5), "warned", "voxels of 5 × 5 × 5 mm"),
@@ -435,8 +494,14 @@ NAMES = [
     Entry("archive remains", beside("__MACOSX/ill/._ill-t1n.nii.gz", "lost+found/x"), "read"),
     Entry("a folder named like a file", swap("folder"), "refused", "ill-t1c.nii.gz: not a file", "a folder", "a NIfTI file"),
     Entry("a pipe", swap("pipe"), "refused", "ill-t1c.nii.gz: not a file", "a pipe", "a NIfTI file"),
+    Entry("link to a device", swap("/dev/zero"), "refused", "ill-t1c.nii.gz: not a file", "device", "a NIfTI file"),
+    Entry("link to a process's memory", swap("/proc/self/mem"), "refused", "ill-t1c.nii.gz: ", "", "file"),
+    Entry("header and image apart", pair, "refused", "missing t1c", "ill-t1n.nii.gz", "a file for each of"),
+    Entry("names that differ in capitals", in_two_writings("ill", "ILL"), "refused", "but for capitals", "ILL, ill", "names that differ"),
+    Entry("an accent written in two ways", in_two_writings("ill\u00e9", "ille\u0301"), "refused", "the writing of accents", "ill", "names that differ"),
+    Entry("a folder too deep", lambda f: (f / "ill").rename(f / "x") and ((f / "ill").mkdir(), (f / "x").rename(f / "ill" / "x")), "refused", "its folder holds no sequence", "no file", "ill-t1n.nii.gz"),
     Entry("link to itself", swap("loop"), "refused", "ill-t1c.nii.gz: cannot be read", "symbolic links", "readable"),
-    Entry("link to nothing", swap("nothing"), "refused", "ill-t1c.nii.gz: cannot be read", "No such file", "readable"),
+    Entry("link to nothing", swap("nowhere.nii.gz"), "refused", "ill-t1c.nii.gz: cannot be read", "No such file", "readable"),
     Entry("links to folders above", parent_link, "read"),
     Entry("a second name for the folder", linked_twice, "read"),
     Entry("spaces", rename("ill  and pale "), "read"),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
 from inference.errors import CaseError
@@ -133,7 +133,12 @@ def test_any_file_is_read_or_refused_by_name(file):
 
 
 @pytest.mark.slow
-@settings(max_examples=20_000, deadline=None)
-@given(FILES)
-def test_twenty_thousand_files(file):
-    check_file(dressed(*file))
+@pytest.mark.parametrize("number", range(8))
+def test_twenty_thousand_files(number):
+    @seed(number)
+    @settings(max_examples=2500, deadline=None, database=None)
+    @given(FILES)
+    def each(file):
+        check_file(dressed(*file))
+
+    each()
