@@ -15,6 +15,7 @@ from training import demonstration, exporting, importing
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.devices import own_gpu
 from training.evaluation import compare, evaluate
+from training.locks import alone
 
 log = logging.getLogger("training")
 
@@ -189,19 +190,21 @@ def run(arguments: argparse.Namespace) -> int:
 
     arguments.work.mkdir(parents=True, exist_ok=True)
     settled = arguments.work / "config.yaml"
-    settle_config(arguments.config, arguments.source, settled)
     words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work)]
     if arguments.slurm:  # this machine's cores and GPUs say nothing about the cluster's
         words += ["--executor", "slurm", "--jobs", str(arguments.slurm)]
     else:
         words += ["--cores", str(arguments.cores), "--resources", f"gpu={arguments.gpus}"]
-    words += ["--rerun-triggers", "mtime", "--rerun-incomplete", *arguments.snakemake]
+    # The folder's lock is ours: Snakemake's stays behind where a run is killed.
+    words += ["--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", *arguments.snakemake]
     words += ["--config", f"run={settled.resolve()}", f"revision={arguments.revision or code_revision()}"]
     words += [f"program={arguments.program}"] if arguments.program else []
-    try:
-        snakemake(words + ["--dry-run"] * arguments.dry_run)
-    except SystemExit as stopped:
-        return ExitStatus.OK if not stopped.code else ExitStatus.CASE_FAILED
+    with alone(arguments.work / "locks" / "run", f"running the graph in {arguments.work}"):
+        settle_config(arguments.config, arguments.source, settled)
+        try:
+            snakemake(words + ["--dry-run"] * arguments.dry_run)
+        except SystemExit as stopped:
+            return ExitStatus.OK if not stopped.code else ExitStatus.CASE_FAILED
     return ExitStatus.OK
 
 

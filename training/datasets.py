@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -201,7 +202,7 @@ def _write_copy(copy: tuple[CaseEntry, str], config: RunConfig, folder: Path) ->
 
 def write_json(content: object, path: Path) -> None:
     """Write JSON so that a reader finds all of it or none."""
-    unfinished = path.with_name(f"{path.name}.partial")
+    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
     unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     unfinished.replace(path)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import random
 from pathlib import Path
@@ -16,12 +17,15 @@ from inference.labels import REGIONS, region_mask
 from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
 from training.datasets import copies_of, dataset_name, read_cases, read_folds, write_json
 from training.folds import check_no_leak, splits_of
-from training.planning import CONFIGURATION, ancestor_model, set_nnunet_folders
+from training.locks import alone
+from training.planning import AUGMENTING, CONFIGURATION, ancestor_model, set_nnunet_folders
 
 if TYPE_CHECKING:
     from torch import nn
 
     from training.trainers import RegionTrainer
+
+log = logging.getLogger("training")
 
 
 def network_name(model: str, stage: str) -> str:
@@ -92,31 +96,41 @@ def train(
     """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
 
     The second stage starts from the first stage's network of the same model and fold, or from the ancestor's, and
-    refuses other plans. `stage` may also be :data:`training.config.SCRATCH`.
+    refuses other plans. `stage` may also be :data:`training.config.SCRATCH`. Where a killed run has left another
+    process at the same training, this one waits for it.
     """
+    finished = checkpoint_path(config, work, stage, model_name, fold)
+    claim = work / "locks" / f"train.{stage}.{model_name}.{fold}"
+    with alone(claim, f"training {model_name}, fold {fold}", wait=True):
+        if not finished.is_file():
+            _train(config, work, stage, config.model(model_name), fold, device=device, threads=threads)
+    return finished
+
+
+def _train(
+    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str, threads: int
+) -> None:
     import torch
 
-    finished = checkpoint_path(config, work, stage, model_name, fold)
-    if finished.is_file():
-        return finished
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     set_nnunet_folders(work)
-    # nnU-Net reads its own spelling.
-    os.environ.setdefault("nnUNet_n_proc_DA", "0")
+    # nnU-Net reads its own spelling. Beside a GPU other processes augment; on a CPU they would be in the way.
+    os.environ.setdefault(AUGMENTING, str(max(threads - 1, 1)) if device == "cuda" else "0")
     os.environ.setdefault("nnUNet_compile", "False")
     if threads:
         torch.set_num_threads(threads)
-    model = config.model(model_name)
-    trainer = _make_trainer(config, work, stage, model, fold, device=device)
-    latest = finished.with_name("checkpoint_latest.pth")
+    trainer = make_trainer(config, work, stage, model, fold, device=device)
+    latest = training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth"
     if latest.is_file():
         trainer.load_checkpoint(str(latest))
+        log.info("%s of %s, fold %d, goes on at epoch %d", stage, model.name, fold, trainer.current_epoch)
     else:
         _seed(config.seed + 100 * TRAININGS.index(stage) + fold)
         trainer.initialize()
         if stage == "finetuning":
             _start_weights(config, work, trainer, fold)
     trainer.run_training()
-    return finished
 
 
 def _start_weights(config: RunConfig, work: Path, trainer: RegionTrainer, fold: int) -> None:
@@ -158,15 +172,14 @@ def _is_extra_head(name: str) -> bool:
     return ".seg_layers." in name or name.startswith(("out_1.", "out_2.", "out_3.", "out_4."))
 
 
-def _make_trainer(
+def make_trainer(
     config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str
 ) -> RegionTrainer:
+    """nnU-Net's trainer of one network with all that the configuration says of it, not yet initialised."""
     import torch
 
     from training.trainers import trainer_class
 
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     folder = work / "nnunet" / "preprocessed" / dataset_name(stage_of(stage))
     plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
     plans["plans_name"] = network_name(model.name, stage)

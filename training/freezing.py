@@ -73,7 +73,7 @@ def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewMo
 
 def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
     """What a run was made from: data sets, configuration, revision of the code, versions of libraries."""
-    data_sets = []
+    data_sets = list(_ancestor(config).manifest.provenance.data_sets) if config.ancestor else []
     for source in config.sources:
         stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
         use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
@@ -88,11 +88,15 @@ def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Pr
     return Provenance(tuple(data_sets), plain, revision, libraries, _ancestry(config))
 
 
+def _ancestor(config: RunConfig) -> Bundle:
+    return load_bundle(Path(config.ancestor))
+
+
 def _ancestry(config: RunConfig) -> tuple[str, ...]:
     """What the weights started from, oldest first."""
     if not config.ancestor:
         return ()
-    ancestor = load_bundle(Path(config.ancestor))
+    ancestor = _ancestor(config)
     itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
     return (*ancestor.manifest.provenance.ancestry, itself)
 

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 CONFIGURATION = "3d_fullres"
 """nnU-Net's name of the full-resolution network, the only one that the method uses."""
 
-
-_AUGMENTING = "nnUNet_n_proc_DA"
+AUGMENTING = "nnUNet_n_proc_DA"
 """Processes that augment: 0 is this process to nnU-Net's trainer, but its planner sets so many threads and fails."""
 
 
@@ -42,8 +41,8 @@ def plan(config: RunConfig, work: Path, *, jobs: int = 2) -> None:
     )
 
     set_nnunet_folders(work)
-    if os.environ.get(_AUGMENTING) == "0":
-        del os.environ[_AUGMENTING]
+    if os.environ.get(AUGMENTING) == "0":
+        del os.environ[AUGMENTING]
     first = config.stages[0]
     extract_fingerprint_dataset(DATASET_IDS[first], num_processes=jobs)
     if not config.ancestor:
@@ -141,8 +140,6 @@ def _architecture(planned: dict[str, object], model: ModelConfig) -> dict[str, o
 
 def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jobs: int = 2) -> None:
     """nnU-Net's preprocessing of one stage's data for one model, with the plans of the first stage."""
-    import shutil
-
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     set_nnunet_folders(work)
@@ -153,8 +150,9 @@ def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jo
     write_json(plans, folder / f"{model_name}.json")
     first = work / "nnunet" / "preprocessed" / dataset_name(config.stages[0]) / "dataset_fingerprint.json"
     if stage != config.stages[0]:
-        shutil.copyfile(first, folder / first.name)
-    shutil.copyfile(work / "nnunet" / "raw" / dataset_name(stage) / "dataset.json", folder / "dataset.json")
+        write_json(json.loads(first.read_text(encoding="utf-8")), folder / first.name)
+    description = work / "nnunet" / "raw" / dataset_name(stage) / "dataset.json"
+    write_json(json.loads(description.read_text(encoding="utf-8")), folder / description.name)
     preprocess_dataset(
         DATASET_IDS[stage], plans_identifier=model_name, configurations=(CONFIGURATION,), num_processes=(jobs,)
     )

@@ -87,7 +87,8 @@ def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
 def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
     """Case → fold of those cases (case → patient) whose patient has a fold in the ancestor; empty without an ancestor.
 
-    Otherwise a network could be scored on a patient whom its ancestor has learnt from.
+    Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where this run has no
+    such fold.
     """
     if not config.ancestor:
         return {}
@@ -95,7 +96,14 @@ def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]
     content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"folds": {}}
     old_patients = content.get("patients", {})
     fold_of = {old_patients.get(case, case): fold for case, fold in content["folds"].items()}
-    return {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
+    kept = {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
+    for case, fold in kept.items():
+        if fold >= config.folds:
+            raise UsageError(
+                f"{case}: every network of this run's {config.folds} folds starts from one that has learnt from this"
+                f" patient, who is in fold {fold} of the ancestor; expected more folds, or a run without this case"
+            )
+    return kept
 
 
 def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -176,6 +177,11 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         if self.model.channels_last:
             data = data.contiguous(memory_format=torch.channels_last_3d)
         return data, [scale.to(self.device, non_blocking=True) for scale in target]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net does, but whole or not at all, whenever the training is killed."""
+        super().save_checkpoint(f"{filename}.partial")
+        Path(f"{filename}.partial").replace(filename)
 
     def plot_network_architecture(self) -> None:
         """Nothing: nnU-Net draws it with a package that no longer works."""
