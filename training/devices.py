@@ -41,8 +41,9 @@ def own_gpu(work: Path) -> Iterator[None]:
         for device in devices:
             with (folder / f"{socket.gethostname()}.{device.replace('/', '_')}").open("w") as claim:
                 try:
-                    fcntl.flock(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
+                    # A record lock: children that augment do not inherit it.
+                    fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except (BlockingIOError, PermissionError):
                     continue
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 yield

@@ -321,10 +321,10 @@ def test_a_device_that_fails_is_one_line(
 
 
 def test_info_gives_scores_line_by_line():
-    from inference.cli import _leaves
+    from inference.bundle.card import leaves
 
     scores = {"out_of_fold": {"ensemble": {"WT": {"dice": 0.72224, "cases": 11}}}, "how": "by the network left out"}
-    assert list(_leaves(scores)) == ["out_of_fold ensemble WT: dice 0.7222, cases 11", "how: by the network left out"]
+    assert list(leaves(scores)) == ["out_of_fold ensemble WT: dice 0.7222, cases 11", "how: by the network left out"]
 
 
 @pytest.mark.parametrize("option", ["--report", "--probabilities", "--uncertainty"])

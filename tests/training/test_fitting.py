@@ -27,8 +27,8 @@ PLANNED = CONFIGS.parents[1] / "weights" / "embedded" / "nnunet" / "plans.json"
 @pytest.fixture
 def made(tmp_path, monkeypatch):
     """Makes a trainer on a CPU without data: (configuration, model, stage) → trainer."""
-    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNet_results", str(tmp_path / "results"))
-    monkeypatch.setattr("nnunetv2.training.nnUNetTrainer.nnUNetTrainer.nnUNet_preprocessed", str(tmp_path / "done"))
+    for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "trainings")):
+        monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / "nnunet" / folder))
     monkeypatch.setattr("training.fitting.region_weights", lambda model, *_: [model.loss_weights])
 
     def make(config, name, stage):

@@ -83,8 +83,8 @@ def load_systems(paths: Sequence[Path], metrics: Sequence[str] = RANKED_METRICS)
             that is not in all of them.
 
     """
-    if len(paths) < 2:
-        raise UsageError("compare needs the scores of at least two systems")
+    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+        raise UsageError("compare needs the scores of at least two systems, each in a file of its own")
     names = _names(paths)
     documents = dict(zip(names, map(_load, paths), strict=True))
     versions = {version for version, _ in documents.values()}

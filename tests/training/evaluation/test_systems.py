@@ -107,3 +107,8 @@ def test_files_that_hold_no_scores_are_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UsageError, match=r"odd\.json holds no scores"):
         load_systems([write(tmp_path, "one", [0.1]), path])
+
+
+def test_a_file_given_twice_is_no_second_system(tmp_path):
+    with pytest.raises(UsageError, match="a file of its own"):
+        load_systems([tmp_path / "a.json", tmp_path / "a.json"])
