@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,16 +178,32 @@ def test_a_patient_whom_every_network_has_seen_is_refused(tmp_path):
         kept_folds(config, {"old-001": "old"})
 
 
-def test_jobs_on_one_machine_take_a_gpu_each(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    with devices.own_gpu(tmp_path):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-        with devices.own_gpu(tmp_path):
-            assert os.environ["CUDA_VISIBLE_DEVICES"] == "7"
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    with devices.own_gpu(tmp_path):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "4"
+JOB = """
+import os, pathlib, sys
+from training.devices import own_gpu
+with own_gpu(pathlib.Path(sys.argv[1])):
+    sys.stdout.write(os.environ["CUDA_VISIBLE_DEVICES"] + "\\n")
+    sys.stdout.flush()
+    sys.stdin.read()
+"""
+
+
+def test_jobs_on_one_machine_take_a_gpu_each(tmp_path):
+    def begin():
+        environment = os.environ | {"CUDA_VISIBLE_DEVICES": "4,7"}
+        words = [sys.executable, "-c", JOB, str(tmp_path)]
+        return subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    first = begin()
+    assert first.stdout.readline() == "4\n"
+    second = begin()
+    assert second.stdout.readline() == "7\n"
+    first.kill()
+    first.wait()
+    third = begin()
+    assert third.stdout.readline() == "4\n"
+    for job in (second, third):
+        job.communicate("")
 
 
 def test_what_a_scheduler_gave_is_taken_as_it_is(tmp_path, monkeypatch):
