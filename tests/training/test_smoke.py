@@ -1,55 +1,112 @@
-"""The whole pipeline on phantoms: every step, and a bundle at the end that inference accepts and uses."""
+"""The whole graph on phantoms: killed in the middle, gone on with, and a bundle at the end that inference uses."""
 
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import nibabel
 import pytest
+import torch
 
 from inference.bundle.store import load_bundle
 from inference.cli import main as infer
 from training import fitting
 from training.cli import main
-from training.config import STAGES, load_config
+from training.config import load_config
 from training.datasets import case_of, read_cases, read_folds
 
-pytestmark = pytest.mark.timeout(1800)
+pytestmark = pytest.mark.timeout(3000)
 
-CONFIG = Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml"
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "training" / "configs" / "smoke.yaml"
 MODELS = ("nnunet", "mednext")
-FOLDS = range(2)
+NETWORKS = (*MODELS, "nnunet-scratch")
+TRAININGS = 10
+LATEST = "nnunet/trainings/*/*/*/checkpoint_latest.pth"
+FINISHED = re.compile(r"^Finished jobid: \d+ \(Rule: train_(\w+)_(\w+)_(\d)\)", re.MULTILINE)
 
 
-def step(name: str, work: Path, **options: object) -> None:
-    extra = [word for key, value in options.items() for word in (f"--{key}", str(value))]
-    assert main([name, "--config", str(CONFIG), "--work", str(work), *extra]) == 0, name
+@dataclass(frozen=True)
+class Run:
+    """A run that was killed in the middle of a training and started again."""
+
+    work: Path
+    interrupted: dict[Path, int]
+    """Trainings that had begun → epochs that their last checkpoint had behind it."""
+    before: dict[Path, int]
+    """Trainings that had finished → time of their last checkpoint."""
+
+
+def start(work: Path, log: Path) -> subprocess.Popen[bytes]:
+    words = ["run", "--config", str(CONFIG), "--work", str(work), "--cores", "2", "--revision", "test"]
+    with log.open("wb") as stream:
+        return subprocess.Popen(
+            [sys.executable, "-m", "training", *words], cwd=ROOT, stdout=stream, stderr=stream, start_new_session=True
+        )
+
+
+def finished(work: Path, log: Path) -> list[Path]:
+    """Last checkpoints of the trainings that the graph knows to be done."""
+    config = load_config(CONFIG)
+    found = FINISHED.findall(log.read_text(errors="replace"))
+    return [fitting.checkpoint_path(config, work, stage, model, int(fold)) for stage, model, fold in found]
 
 
 @pytest.fixture(scope="module")
-def work(tmp_path_factory):
-    """A finished run."""
-    work = tmp_path_factory.mktemp("run")
-    step("cases", work)
-    step("folds", work)
-    for stage in STAGES:
-        step("dataset", work, stage=stage)
-    step("plan", work)
-    for stage in STAGES:
-        for model in MODELS:
-            step("preprocess", work, stage=stage, model=model)
-    step("splits", work)
-    for stage in STAGES:
-        for model in MODELS:
-            for fold in FOLDS:
-                step("train", work, stage=stage, model=model, fold=fold, threads=2)
-    for model in MODELS:
-        for fold in FOLDS:
-            step("predict", work, model=model, fold=fold)
-    step("tune", work)
-    step("freeze", work, revision="test")
-    return work
+def run(tmp_path_factory):
+    """Killed with SIGKILL, all of its processes, when one training is done and another has a checkpoint."""
+    work, logs = tmp_path_factory.mktemp("run"), tmp_path_factory.mktemp("logs")
+    process = start(work, logs / "first.log")
+    latest: list[Path] = []
+    while not latest:
+        assert process.poll() is None, (logs / "first.log").read_text()[-3000:]
+        time.sleep(0.05)
+        found = list(work.glob(LATEST))
+        if found and finished(work, logs / "first.log"):
+            latest = found
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    interrupted = {
+        path.parent: torch.load(path, map_location="cpu", weights_only=False)["current_epoch"]
+        for path in work.glob(LATEST)
+    }
+    before = {path: path.stat().st_mtime_ns for path in finished(work, logs / "first.log")}
+    assert start(work, logs / "second.log").wait() == 0, (logs / "second.log").read_text()[-3000:]
+    return Run(work, interrupted, before)
+
+
+@pytest.fixture(scope="module")
+def work(run):
+    return run.work
+
+
+def test_a_killed_training_goes_on_from_its_last_checkpoint(run):
+    assert run.interrupted
+    for folder, epoch in run.interrupted.items():
+        model = folder.parent.name.split("__")[1]
+        stage = folder.parents[1].name.split("_")[1]
+        log = run.work / "logs" / f"train.{stage}.{model}.{folder.name.removeprefix('fold_')}.log"
+        assert f"goes on at epoch {epoch}\n" in log.read_text()
+        assert (folder / "checkpoint_final.pth").is_file()
+
+
+def test_what_was_done_is_not_done_again(run):
+    assert run.before
+    assert {path: path.stat().st_mtime_ns for path in run.before} == run.before
+
+
+def test_every_training_is_done_and_leaves_a_log_and_what_it_took(work):
+    assert len(list(work.glob("nnunet/trainings/*/*/*/checkpoint_final.pth"))) == TRAININGS
+    for folder, ending in (("logs", "log"), ("benchmarks", "tsv")):
+        assert len(list((work / folder).glob(f"train.*.{ending}"))) == TRAININGS
 
 
 def test_the_bundle_holds_what_was_trained(work):
@@ -58,6 +115,10 @@ def test_the_bundle_holds_what_was_trained(work):
     assert bundle.manifest.provenance.code_revision == "test"
     assert bundle.manifest.provenance.data_sets[0].cases == 6
     assert sum(model.weight for model in bundle.models) == pytest.approx(1)
+
+
+def test_the_run_ends_with_a_report(work):
+    assert "<html" in (work / "report" / "index.html").read_text()
 
 
 def test_inference_uses_the_bundle(work, tmp_path):
@@ -99,33 +160,26 @@ def test_fine_tuning_with_other_plans_is_refused(work, tmp_path):
     altered = json.loads(original)
     altered["configurations"]["3d_fullres"]["patch_size"] = [48, 48, 48]
     (folder / "nnunet.json").write_text(json.dumps(altered))
-    finished = fitting.checkpoint_path(load_config(CONFIG), work, "finetuning", "nnunet", 0)
-    kept = finished.rename(tmp_path / "kept.pth")
+    last = fitting.checkpoint_path(load_config(CONFIG), work, "finetuning", "nnunet", 0)
+    kept = last.rename(tmp_path / "kept.pth")
     try:
         arguments = ["--stage", "finetuning", "--model", "nnunet", "--fold", "0"]
         assert main(["train", "--config", str(CONFIG), "--work", str(work), *arguments]) == 2
     finally:
-        kept.rename(finished)
+        kept.rename(last)
         (folder / "nnunet.json").write_text(original)
-
-
-def test_a_finished_training_is_left_alone(work):
-    finished = fitting.checkpoint_path(load_config(CONFIG), work, "finetuning", "nnunet", 0)
-    before = finished.stat().st_mtime_ns
-    step("train", work, stage="finetuning", model="nnunet", fold=0)
-    assert finished.stat().st_mtime_ns == before
 
 
 def test_every_case_was_predicted_out_of_fold_in_every_form(work):
     for entry in read_cases(work / "cases.json"):
-        for model in MODELS:
+        for network in NETWORKS:
             for form in ("original", "africa1"):
-                assert (work / "out_of_fold" / model / f"{entry.id}__{form}.npz").is_file()
+                assert (work / "out_of_fold" / network / f"{entry.id}__{form}.npz").is_file()
 
 
 def test_scores_are_reported_for_every_system_and_form(work):
     scores = json.loads((work / "scores.json").read_text())
-    assert set(scores) == {"nnunet", "mednext", "ensemble", "refined"}
+    assert {"nnunet", "mednext", "ensemble", "refined"} <= set(scores)
     for system in scores.values():
         assert set(system) == {"original", "africa1"}
         for form in system.values():
