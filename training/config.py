@@ -106,7 +106,8 @@ class ModelConfig:
     loss_weights: str = "uniform"
     """`uniform`, or `inverse_frequency` of the regions in the training set, normalised to a mean of 1."""
     precision: str = "float32"
-    """Of a CPU's training step: float32 or bfloat16 (autocast); a GPU always uses half precision autocast."""
+    """Of a CPU's training step: float32, or bfloat16 (autocast) where the processor has it; a GPU always uses half
+    precision autocast."""
     channels_last: bool = False
     """Memory format of the training step."""
     augmentation: str = "default"

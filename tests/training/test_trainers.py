@@ -9,7 +9,9 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
-from training.trainers import STRONG, RegionLoss, WarmupPolynomial, inverse_frequency, strengthen
+from training import trainers
+from training.config import ModelConfig
+from training.trainers import STRONG, RegionLoss, RegionTrainer, WarmupPolynomial, inverse_frequency, strengthen
 
 
 @pytest.fixture
@@ -82,3 +84,13 @@ def test_strong_augmentation_reaches_every_transform_that_it_names():
                 assert after.apply_probability == expected > before.apply_probability
             changed.add(type(inner))
     assert changed == set(STRONG)
+
+
+@pytest.mark.parametrize("has_it", [True, False])
+def test_a_processor_without_bfloat16_trains_in_float32(has_it, monkeypatch):
+    monkeypatch.setattr(trainers, "processor_has_bfloat16", lambda: has_it)
+    trainer = object.__new__(RegionTrainer)
+    trainer.model = ModelConfig("nnunet", "PlainConvUNet", {}, precision="bfloat16")
+    a = torch.ones(2, 2)
+    with trainer._forward(a):
+        assert (a @ a).dtype == (torch.bfloat16 if has_it else torch.float32)
