@@ -115,7 +115,9 @@ class ModelConfig:
     pretraining: StageConfig = StageConfig()
     """First stage."""
     finetuning: StageConfig = StageConfig()
-    """Second stage, from the first one's weights of the same fold."""
+    """Second stage, from the first one's weights of the same fold. No epochs leave those weights as they are."""
+    scratch: StageConfig | None = None
+    """The training from random weights that fine-tuning is compared with; as fine-tuning where it is not given."""
 
 
 @dataclass(frozen=True)

@@ -192,9 +192,9 @@ def make_trainer(
 
 
 def stage_settings(model: ModelConfig, stage: str) -> StageConfig:
-    """How a model trains in a stage; from scratch as in fine-tuning, but with all weights."""
+    """How a model trains in a stage; from scratch, where nothing else is said, as in fine-tuning but with all weights."""
     if stage == SCRATCH:
-        return dataclasses.replace(model.finetuning, trainable="all")
+        return model.scratch or dataclasses.replace(model.finetuning, trainable="all")
     return model.pretraining if stage == "pretraining" else model.finetuning
 
 
