@@ -170,6 +170,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="NAME=DIR",
         help="where a source's cases lie on this machine",
     )
+    run_all.add_argument(
+        "--variant", action="append", default=[], metavar="NAME", help="one of the configuration's `variants` to run"
+    )
     run_all.add_argument("--revision", help="revision of the code for the provenance (default: what git says)")
     run_all.add_argument("--dry-run", action="store_true", help="only list the jobs")
     run_all.add_argument(
@@ -200,7 +203,7 @@ def run(arguments: argparse.Namespace) -> int:
     words += ["--config", f"run={settled.resolve()}", f"revision={arguments.revision or code_revision()}"]
     words += [f"program={arguments.program}"] if arguments.program else []
     with alone(arguments.work / "locks" / "run", f"running the graph in {arguments.work}"):
-        settle_config(arguments.config, arguments.source, settled)
+        settle_config(arguments.config, arguments.source, settled, arguments.variant)
         try:
             snakemake(words + ["--dry-run"] * arguments.dry_run)
         except SystemExit as stopped:

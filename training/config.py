@@ -17,6 +17,8 @@ SCRATCH = "scratch"
 """The training that fine-tuning is compared with: the same cases and schedule, from random weights."""
 TRAININGS = (*STAGES, SCRATCH)
 """Kinds of training."""
+Tree = dict[str, object]
+"""Keys and values as YAML gives them."""
 
 
 @dataclass(frozen=True)
@@ -262,14 +264,93 @@ class RunConfig:
 def load_config(path: Path) -> RunConfig:
     """Read and check a YAML configuration; UsageError names the key that is wrong.
 
-    Relative folders start at the file's folder.
+    Relative folders start at the file's folder. Its `variants` are checked too.
     """
+    content = _read_yaml(path)
+    variants = _take_variants(content, path.name)
+    for name, changes in variants.items():
+        _checked(_varied(content, changes, f"{path.name}: variant {name}"), path)
+    return _checked(content, path)
+
+
+def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Sequence[str] = ()) -> None:
+    """Write the configuration at `path` to `target` with all its folders absolute, some of them where `folders` say.
+
+    `folders` holds words of the form NAME=DIR, NAME a source. `variants` names those of the file's `variants` that
+    replace what it says, later ones last. A `target` of the same content is left alone. Raises UsageError for a word of
+    another form, an unknown source or variant, or a configuration that is wrong.
+    """
+    import yaml
+
+    content = _read_yaml(path)
+    known = _take_variants(content, path.name)
+    for name in variants:
+        if name not in known:
+            raise UsageError(f"--variant {name}: {path.name} has {', '.join(known) or 'no variants'}")
+        content = _varied(content, known[name], f"{path.name}: variant {name}")
+    config = _checked(content, path)
+    placed = {source.name: source.folder for source in config.sources if source.folder}
+    for word in folders:
+        name, _, folder = word.partition("=")
+        if not folder or name not in placed:
+            raise UsageError(f"--source {word!r}: expected NAME=DIR, NAME one of {', '.join(placed)}")
+        placed[name] = str(Path(folder).resolve())
+    for source in _named(content["sources"]):
+        if source["name"] in placed:
+            source["folder"] = placed[str(source["name"])]
+    if config.ancestor:
+        content["ancestor"] = config.ancestor
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    if not target.is_file() or target.read_text(encoding="utf-8") != text:
+        target.write_text(text, encoding="utf-8")
+
+
+def _read_yaml(path: Path) -> Tree:
     import yaml
 
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError) as error:
         raise UsageError(f"{path}: cannot be read as YAML ({error})") from None
+    if not isinstance(content, dict):
+        raise UsageError(f"{path.name}: found {content!r}, expected keys and values")
+    tree: Tree = content
+    return tree
+
+
+def _take_variants(content: Tree, where: str) -> dict[str, Tree]:
+    """Take the named changes out of a configuration's content."""
+    variants = content.pop("variants", {})
+    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
+        raise UsageError(f"{where}: variants: expected names, each with the keys that it changes")
+    return variants
+
+
+def _varied(content: Tree, changes: Tree, where: str) -> Tree:
+    """`content` with `changes`: mappings are merged, items of a list go by their `name`, anything else is replaced."""
+    result = dict(content)
+    for key, change in changes.items():
+        old = content.get(key)
+        if not isinstance(change, dict):
+            result[key] = change
+        elif isinstance(old, dict):
+            result[key] = _varied(old, change, where)
+        else:
+            items = {str(item["name"]): item for item in _named(old)}
+            if unknown := change.keys() - items.keys():
+                found, expected = ", ".join(sorted(unknown)), ", ".join(items) or "no such key"
+                raise UsageError(f"{where}: {key}: found {found}, expected {expected}")
+            result[key] = [_varied(item, change.get(name, {}), where) for name, item in items.items()]
+    return result
+
+
+def _named(items: object) -> list[Tree]:
+    """Those items of a list that are mappings with a name."""
+    return [item for item in items if isinstance(item, dict) and "name" in item] if isinstance(items, list) else []
+
+
+def _checked(content: Tree, path: Path) -> RunConfig:
+    """What the content of the file at `path` says, with its folders absolute."""
     config = parse(RunConfig, content, path.name)
     folder = path.resolve().parent
     sources = tuple(
@@ -280,32 +361,6 @@ def load_config(path: Path) -> RunConfig:
         raise UsageError(f"{path.name}: give either pretraining or an ancestor")
     ancestor = str((folder / config.ancestor).resolve()) if config.ancestor else ""
     return dataclasses.replace(config, sources=sources, ancestor=ancestor)
-
-
-def settle_config(path: Path, folders: Sequence[str], target: Path) -> None:
-    """Write the configuration at `path` to `target` with all its folders absolute, some of them where `folders` say.
-
-    `folders` holds words of the form NAME=DIR, NAME a source. A `target` of the same content is left alone. Raises
-    UsageError for a word of another form, an unknown source, or a configuration that is wrong.
-    """
-    import yaml
-
-    config = load_config(path)
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    placed = {source.name: source.folder for source in config.sources if source.folder}
-    for word in folders:
-        name, _, folder = word.partition("=")
-        if not folder or name not in placed:
-            raise UsageError(f"--source {word!r}: expected NAME=DIR, NAME one of {', '.join(placed)}")
-        placed[name] = str(Path(folder).resolve())
-    for source in content["sources"]:
-        if source["name"] in placed:
-            source["folder"] = placed[source["name"]]
-    if config.ancestor:
-        content["ancestor"] = config.ancestor
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if not target.is_file() or target.read_text(encoding="utf-8") != text:
-        target.write_text(text, encoding="utf-8")
 
 
 T = typing.TypeVar("T")

@@ -192,7 +192,7 @@ def make_trainer(
 
 
 def stage_settings(model: ModelConfig, stage: str) -> StageConfig:
-    """How a model trains in a stage; from scratch, where nothing else is said, as in fine-tuning but with all weights."""
+    """How a model trains in a stage; from scratch, if nothing else is said, as in fine-tuning but with all weights."""
     if stage == SCRATCH:
         return model.scratch or dataclasses.replace(model.finetuning, trainable="all")
     return model.pretraining if stage == "pretraining" else model.finetuning

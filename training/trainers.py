@@ -205,7 +205,7 @@ class MedNeXtRegionTrainer(RegionTrainer):
 
 def processor_has_bfloat16() -> bool:
     """Whether bfloat16 is worth using on this CPU: where it is emulated, a step takes 40 times that of float32."""
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 (torch has no public word for it)
 
 
 def trainer_class(architecture: str) -> type[RegionTrainer]:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from inference.errors import UsageError
-from training.config import TRAININGS, load_config
+from training.config import TRAININGS, load_config, settle_config
 from training.fitting import checkpoint_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
@@ -93,3 +93,51 @@ def test_folders_are_relative_to_the_configuration(tmp_path):
         content["sources"] = [{"name": "phantom", "folder": "cases"}]
 
     assert load_config(altered(tmp_path, change)).source("phantom").folder == str(tmp_path / "cases")
+
+
+def settled(path, tmp_path, *variants):
+    settle_config(path, [], tmp_path / "settled.yaml", variants)
+    return load_config(tmp_path / "settled.yaml")
+
+
+def test_a_variant_changes_what_it_names_and_nothing_else(tmp_path):
+    text, released = (settled(CONFIGS / "paper.yaml", tmp_path, *names) for names in ((), ("released",)))
+    assert text == load_config(CONFIGS / "paper.yaml")
+    stages = [(model.name, stage) for model in text.models for stage in ("pretraining", "finetuning")]
+    found = {key: [getattr(config.model(key[0]), key[1]) for config in (text, released)] for key in stages}
+    epochs = {key: [stage.epochs for stage in both] for key, both in found.items()}
+    assert epochs == {key: [200, 150 if key[1] == "finetuning" else 200] for key in stages}
+    optimisers = {key: [stage.optimiser.name for stage in both] for key, both in found.items()}
+    assert optimisers == {key: ["sgd", "adamw" if key[0] == "mednext" else "sgd"] for key in stages}
+    rates = [found["mednext", "finetuning"][1].optimiser.learning_rate, text.model("mednext").finetuning.iterations]
+    assert rates == [0.001, 250]
+    assert (released.tuning, released.model("nnunet").size) == (text.tuning, text.model("nnunet").size)
+
+
+def test_variants_add_up(tmp_path):
+    both = settled(CONFIGS / "paper.yaml", tmp_path, "released", "published-weights")
+    assert both.tuning.weights == "paper"
+    assert both.tuning.profile == "paper"
+    assert both.model("mednext").finetuning.epochs == 150
+
+
+def test_an_unknown_variant_is_refused_with_those_there_are(tmp_path):
+    with pytest.raises(UsageError, match=r"--variant other: paper\.yaml has released, published-weights"):
+        settled(CONFIGS / "paper.yaml", tmp_path, "other")
+    with pytest.raises(UsageError, match=r"smoke\.yaml has no variants"):
+        settled(SMOKE, tmp_path, "released")
+
+
+@pytest.mark.parametrize(
+    ("variants", "words"),
+    [
+        ({"small": {"folds": "two"}}, ["folds", "'two'"]),
+        ({"small": {"models": {"unet": {"batch": 1}}}}, ["variant small", "unet", "nnunet, mednext"]),
+        ({"small": {"fold": {"x": 1}}}, ["variant small", "fold", "no such key"]),
+        (["small"], ["variants", "expected names"]),
+    ],
+)
+def test_a_wrong_variant_is_named_before_it_is_asked_for(tmp_path, variants, words):
+    with pytest.raises(UsageError) as caught:
+        load_config(altered(tmp_path, lambda c: c.update(variants=variants)))
+    assert all(word in str(caught.value) for word in words)
