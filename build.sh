@@ -29,12 +29,13 @@ uv() {
     .venv-tools/bin/uv "$@"
 }
 
-# The environment is made anew only when its lock has changed. pyradiomics is compiled (gcc is needed, for seconds).
+# The environment is made anew only when its lock has changed. pyradiomics is compiled (gcc is needed, for seconds), and
+# so is Python code, once: where it cannot be cached later, every start would take seconds more.
 setup() {
     if cmp --silent locks/dev.txt .venv/lock.txt; then return; fi
     command -v gcc > /dev/null || { echo "build.sh: gcc is needed to compile pyradiomics (Debian: apt-get install gcc)" >&2; exit 2; }
     [ -x .venv/bin/python ] || uv venv --quiet --python "${PYTHON:-python3.11}" .venv
-    VIRTUAL_ENV=.venv uv pip sync --quiet --require-hashes locks/dev.txt
+    VIRTUAL_ENV=.venv uv pip sync --quiet --compile-bytecode --require-hashes locks/dev.txt
     cp locks/dev.txt .venv/lock.txt
 }
 
