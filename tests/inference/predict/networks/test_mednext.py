@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from inference.predict.networks.mednext import MedNeXtSize, mednext
+from inference.predict.networks.mednext import ChannelNorm, MedNeXtSize, mednext
 
 GOLDEN = Path(__file__).resolve().parents[3] / "golden"
 
@@ -91,3 +91,21 @@ def test_what_is_not_a_mednext_is_refused(variant: str, kernel: int, complaint: 
 def test_a_size_needs_nine_stages() -> None:
     with pytest.raises(ValueError, match="9 stages"):
         MedNeXtSize(16, (1,) * 8, (2,) * 9)
+
+
+def test_group_norm_of_single_channels_is_instance_norm() -> None:
+    torch.manual_seed(0)
+    norm = ChannelNorm(6)
+    norm.weight.data.normal_()
+    norm.bias.data.normal_()
+    array = 5 + 3 * torch.randn(2, 6, 7, 5, 4)
+    with torch.no_grad():
+        expected = torch.nn.functional.group_norm(array, 6, norm.weight, norm.bias, norm.eps)
+        assert torch.equal(norm(array), expected), "on a CPU it is what the reference does"
+        assert (norm.as_instance_norm(array) - expected).abs().max() < 1e-5
+
+
+def test_autocast_still_takes_group_norm_to_float32_and_leaves_instance_norm() -> None:
+    """Why there is another norm on CUDA: without this reason it can go."""
+    assert torch._C._dispatch_has_kernel_for_dispatch_key("aten::group_norm", "AutocastCUDA")
+    assert not torch._C._dispatch_has_kernel_for_dispatch_key("aten::instance_norm", "AutocastCUDA")
