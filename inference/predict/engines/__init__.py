@@ -104,7 +104,7 @@ class Engine(Protocol):
     def load(self, model: NetworkSource) -> None:
         """Load and check a model's networks, so that one that does not fit is refused before any case is read.
 
-        Raises BundleError.
+        Raises BundleError, and DeviceError when the device has no room for a network.
         """
 
     def mean_over_folds(

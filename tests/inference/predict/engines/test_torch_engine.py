@@ -14,6 +14,7 @@ from inference.predict.engines import Profile
 from inference.predict.engines.torch_engine import TorchEngine, check_device, region_probabilities
 from inference.predict.preprocess import preprocess, read_plan, to_crop_grid
 from tests.inference.predict.conftest import (
+    LINEAR,
     SPLINES,
     FakeModel,
     make_plans,
@@ -85,8 +86,9 @@ def test_a_batch_that_does_not_fit_is_halved(make_model: Callable) -> None:
 
     network.register_forward_pre_hook(short_of_memory)
     found = engine.mean_over_folds(model, prepared, Profile.PAPER, nothing)
-    assert sizes[:4] == [8, 4, 2, 2]
-    assert max(sizes[6:]) == 2, "what did not fit is not tried again"
+    assert sizes[:2] == [8, 4]
+    assert set(sizes[2:]) == {2}, "what did not fit is not tried again"
+    assert sum(sizes[2:]) == 8 * 8, "eight mirrorings of eight tiles, each once"
     assert np.abs(found - expected).max() < 1e-5
 
 
@@ -101,6 +103,126 @@ def test_one_pass_that_does_not_fit_is_a_named_error(make_model: Callable) -> No
     engine._network(model, 0).register_forward_pre_hook(short_of_memory)
     with pytest.raises(DeviceError, match="not enough memory"):
         engine.mean_over_folds(model, prepared, Profile.FAST, nothing)
+
+
+NO_ENGINE = "GET was unable to find an engine to execute this computation"
+
+
+def test_a_convolution_without_room_for_its_workspace_is_halved_too(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture(), patch=(16, 16, 16)), folds=1)
+    prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
+    engine = TorchEngine("cpu")
+    engine._batch = 8
+    fits = 1
+
+    def no_engine(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        if len(inputs[0]) > fits:
+            raise RuntimeError(NO_ENGINE)
+
+    engine._network(model, 0).register_forward_pre_hook(no_engine)
+    engine.mean_over_folds(model, prepared, Profile.PAPER, nothing)
+    assert engine._batch == 1
+    fits = 0
+    with pytest.raises(RuntimeError, match=NO_ENGINE):
+        engine.mean_over_folds(model, prepared, Profile.PAPER, nothing)
+
+
+def test_other_errors_are_not_taken_for_a_shortage(make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    engine = TorchEngine("cpu")
+    engine._batch = 8
+    with pytest.raises(RuntimeError, match="expected input"):
+        engine._forward(engine._network(model, 0), torch.zeros(8, 3, 16, 16, 16))
+    assert engine._batch == 8
+
+
+def hold_at_most(room: int, engine: TorchEngine, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the engine's device, which is the CPU, hold only so many networks; how many it held after every arrival."""
+    there: set[torch.nn.Module] = set()
+    counts: list[int] = []
+
+    def to(network: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        if device is engine._device:
+            if len(there | {network}) > room:
+                raise torch.OutOfMemoryError
+            there.add(network)
+            counts.append(len(there))
+        else:
+            there.discard(network)
+        return network
+
+    monkeypatch.setattr(torch.nn.Module, "to", to)
+    return counts
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+def test_networks_that_do_not_fit_together_come_one_at_a_time(
+    profile: Profile, make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = [make_model(make_plans(unet_architecture()), folds=2) for _ in range(2)]
+    prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(models[0].plans))
+    expected = TorchEngine("cpu").mean_over_folds(models[0], prepared, profile, nothing)
+    engine = TorchEngine("cpu")
+    counts = hold_at_most(3, engine, monkeypatch)
+    for model in models:
+        engine.load(model)
+    assert counts == [1, 2, 3, 1]
+    for model in models:
+        np.testing.assert_array_equal(engine.mean_over_folds(model, prepared, profile, nothing), expected)
+    assert counts[4:] == [1, 1, 1, 1]
+
+
+def test_a_network_that_does_not_fit_alone_is_a_named_error(
+    make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TorchEngine("cpu")
+    hold_at_most(0, engine, monkeypatch)
+    with pytest.raises(DeviceError, match="not enough memory for one network"):
+        engine.load(make_model(make_plans(unet_architecture())))
+
+
+def test_networks_make_room_for_a_single_pass(make_model: Callable, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=3)
+    prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
+    engine = TorchEngine("cpu")
+    expected = engine.mean_over_folds(model, prepared, Profile.FAST, nothing)
+    counts = hold_at_most(3, engine, monkeypatch)
+    passes: list[int] = []
+
+    def short_of_memory(*_: object) -> None:
+        passes.append(len(engine._placed))
+        if len(engine._placed) > 1:
+            raise torch.OutOfMemoryError
+
+    for fold in model.folds:
+        engine._network(model, fold).register_forward_pre_hook(short_of_memory)
+    found = engine.mean_over_folds(model, prepared, Profile.FAST, nothing)
+    np.testing.assert_array_equal(found, expected)
+    assert passes == [3, 1, 1, 1]
+    assert counts == [1, 1], "the first was there, the others came in its place"
+
+
+@pytest.mark.parametrize("profile", list(Profile))
+@pytest.mark.parametrize("resampling", [LINEAR, SPLINES], ids=["linear", "splines"])
+def test_nothing_comes_to_the_host_before_the_mean_over_folds(
+    profile: Profile, resampling: dict[str, object], make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(make_plans(unet_architecture(), spacing=(1.4, 1.4, 1.4), resampling=resampling), folds=3)
+    prepared = preprocess(make_scan((28, 26, 24)), MILLIMETRE, read_plan(model.plans))
+    engine = TorchEngine("cpu")
+    engine.load(model)
+    copies = 0
+    to_host = torch.Tensor.cpu
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal copies
+        copies += 1
+        return to_host(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    found = engine.mean_over_folds(model, prepared, profile, nothing)
+    assert found.shape == (3, *prepared.crop_shape)
+    assert copies == 1
 
 
 def test_networks_are_loaded_once_and_never_confused(make_model: Callable) -> None:
