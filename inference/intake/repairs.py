@@ -33,6 +33,13 @@ BRAIN_EXPECTED: Final = (600.0, 2200.0)
 _ZEROS_EXPECTED: Final = 0.2
 """Least part of a skull-stripped volume that is background."""
 
+LARGEST_VALUE: Final = 1e15
+"""Largest value that is accepted: the squares of an image full of larger ones have no sum in float32."""
+
+SMALLEST_RANGE: Final = 1e-7
+"""Least difference between two values of a brain that is accepted: z-scoring takes deviations below 1e-8 for 1e-8, and
+would leave nothing of it."""
+
 _FEWEST_VALUES: Final = 16
 """Least number of different values in a sample of brain voxels of a scan."""
 
@@ -41,7 +48,7 @@ def mend_voxels(sequence: NDArray[np.float32], notes: Notes) -> None:
     """Mend one sequence (three axes in any order) in place; CaseError where nothing is left to segment.
 
     Non-finite voxels become 0; a constant background other than 0 becomes 0; isolated voxels far outside the rest get
-    the median of their neighbours. `notes` says what was done.
+    the median of their neighbours. `notes` says what was done. What is left has to have values that can be z-scored.
     """
     finite = np.isfinite(sequence)
     if not finite.all():
@@ -55,7 +62,9 @@ def mend_voxels(sequence: NDArray[np.float32], notes: Notes) -> None:
         raise notes.refusal("empty", found=found, expected="a brain")
     if brain.min() == brain.max():
         raise notes.refusal("no contrast", found=f"no value but {brain[0]:g} and 0", expected="a brain")
-    _mend_saturated(sequence, brain, notes)
+    if _mend_saturated(sequence, brain, notes):
+        brain = sequence[sequence != 0]
+    _check_values(brain, notes)
 
 
 def _voxels(count: int) -> str:
@@ -73,10 +82,14 @@ def _zero_background(sequence: NDArray[np.float32], notes: Notes) -> None:
         notes.repairs.append(f"background was {value:g} throughout, set to 0")
 
 
-def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], notes: Notes) -> None:
-    """Mend isolated voxels far above or below the rest of the brain, which holds the nonzero voxels in any order."""
-    centre = float(np.median(brain[:: max(1, brain.size // 2**16)]))
+def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], notes: Notes) -> bool:
+    """Mend isolated voxels far above or below the rest of the brain, which holds the nonzero voxels in any order.
+
+    Returns whether there were any.
+    """
+    centre = _median(brain[:: max(1, brain.size // 2**16)])
     most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
+    mended = 0
     for sign, word in ((1, "above"), (-1, "below")):
         order = brain.size - most - 1 if sign > 0 else most
         ends = np.partition(brain, order)
@@ -87,10 +100,12 @@ def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], n
             continue
         limit = ends[gaps[0]]
         count = sum(_mend_voxel(sequence, place, sign, limit) for place in np.argwhere(sign * sequence > sign * limit))
+        mended += count
         if count:
             notes.repairs.append(
                 f"{_voxels(count)} far {word} the rest (up to {ends[-1]:g}), set to the median of the neighbours"
             )
+    return mended > 0
 
 
 def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: int, limit: np.float32) -> bool:
@@ -99,8 +114,24 @@ def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: i
     others = around[sign * around <= sign * limit]
     if 2 * others.size < around.size:
         return False
-    sequence[tuple(place)] = np.median(others)
+    sequence[tuple(place)] = _median(others)
     return True
+
+
+def _median(values: NDArray[np.float32]) -> float:
+    """The median; halved on the way, since two values in the middle may have no sum in float32."""
+    return 2 * float(np.median(values * np.float32(0.5), overwrite_input=True))
+
+
+def _check_values(brain: NDArray[np.float32], notes: Notes) -> None:
+    """Refuse nonzero voxels that z-scoring in float32 would turn into nothing."""
+    low, high = float(brain.min()), float(brain.max())
+    found = f"values from {low:g} to {high:g}"
+    if max(-low, high) > LARGEST_VALUE:
+        raise notes.refusal("intensities", found=found, expected=f"at most {LARGEST_VALUE:g}")
+    if high - low < SMALLEST_RANGE:
+        expected = f"a brain whose values differ by {SMALLEST_RANGE:g} or more"
+        raise notes.refusal("no contrast", found=found, expected=expected)
 
 
 def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) -> list[str]:
