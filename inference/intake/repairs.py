@@ -85,7 +85,7 @@ def _zero_background(sequence: NDArray[np.float32], notes: Notes) -> None:
 def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], notes: Notes) -> bool:
     """Mend isolated voxels far above or below the rest of the brain, which holds the nonzero voxels in any order.
 
-    Returns whether there were any.
+    Returns whether there were such voxels.
     """
     centre = _median(brain[:: max(1, brain.size // 2**16)])
     most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
@@ -99,7 +99,8 @@ def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], n
         if gaps.size == 0:
             continue
         limit = ends[gaps[0]]
-        count = sum(_mend_voxel(sequence, place, sign, limit) for place in np.argwhere(sign * sequence > sign * limit))
+        outside = (sequence > limit if sign > 0 else sequence < limit) & (sequence != 0)
+        count = sum(_mend_voxel(sequence, place, sign, limit) for place in np.argwhere(outside))
         mended += count
         if count:
             notes.repairs.append(
@@ -109,9 +110,12 @@ def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], n
 
 
 def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: int, limit: np.float32) -> bool:
-    """Give one voxel the median of its neighbours within the limit, unless they are so few that it is not alone."""
+    """Give one voxel the median of its neighbours within the limit, unless they are so few that it is not alone.
+
+    Background, which is 0, is within any limit.
+    """
     around = sequence[tuple(slice(max(0, i - 1), i + 2) for i in place)]
-    others = around[sign * around <= sign * limit]
+    others = around[(sign * around <= sign * limit) | (around == 0)]
     if 2 * others.size < around.size:
         return False
     sequence[tuple(place)] = _median(others)

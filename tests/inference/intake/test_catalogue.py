@@ -441,6 +441,8 @@ VALUES = [
     Entry("labels for a scan", image(brain(1) // 60), "warned", "t1c: only 3 different values in a sample"),
     Entry("saturated voxel", voxels(v10_12_9=32767), "mended", "t1c: 1 voxel far above the rest (up to 32767)"),
     Entry("voxel at the bottom", voxels(v10_12_9=-32768), "mended", "t1c: 1 voxel far below the rest (up to -32768)"),
+    Entry("voxel at the bottom beside the background", voxels(v10_12_1=-32768), "mended", "t1c: 1 voxel far below the rest (up to -32768)"),
+    Entry("background at the bottom", voxels(v0_0_1=-32768), "mended", "t1c: 1 voxel far below the rest (up to -32768)"),
     Entry("saturated background", voxels(v0_0_1=32767), "mended", "t1c: 1 voxel far above the rest (up to 32767)"),
     Entry("constant background", image(np.where(FLOAT == 0, -1024, FLOAT)), "mended", "t1c: background was -1024"),
     Entry("negative intensities", image(FLOAT - 150 * (FLOAT != 0)), "read"),

@@ -164,6 +164,20 @@ def test_a_saturated_voxel_becomes_the_median_of_its_neighbours_and_nothing_else
     assert around.min() <= scan.data[3, 19, 19, 20] <= around.max()
 
 
+def test_a_voxel_at_the_bottom_is_mended_and_the_holes_of_a_brain_are_not_filled(tmp_path):
+    array = brain(0, (40, 40, 40))
+    array[28:32, 20, 20] = 0
+    spoilt = array.copy()
+    spoilt[20, 20, 20] = spoilt[0, 0, 1] = -32768
+    files = {sequence: nifti(spoilt if sequence == "t1n" else array + 0 * i) for i, sequence in enumerate(SEQUENCES)}
+    scan = read_scan(case_of(tmp_path, files))
+    assert scan.repairs == ("t1n: 2 voxels far below the rest (up to -32768), set to the median of the neighbours",)
+    expected = array[::-1, ::-1].astype(np.float32)
+    assert np.argwhere(scan.data[0] != expected).tolist() in ([], [[19, 19, 20]])
+    around = spoilt[19:22, 19:22, 19:22]
+    assert scan.data[0, 19, 19, 20] == np.median(around[around >= 0])
+
+
 def test_a_bright_lesion_is_no_artefact(tmp_path):
     array = brain(0, (40, 40, 40))
     array[20:24, 20:24, 20:24] *= 20
