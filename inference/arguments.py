@@ -111,7 +111,8 @@ class _Parser(argparse.ArgumentParser):
     """argparse, but what is wrong is one line and the program's own error."""
 
     def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message} (see {self.prog} --help)")
+        # The brackets are for the usage line; who copies the hint into a shell gets a command.
+        raise UsageError(f"{message} (see {self.prog.replace('[infer]', 'infer')} --help)")
 
 
 def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None = None) -> Arguments:

@@ -10,7 +10,7 @@ import platform
 import signal
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,12 +27,13 @@ from inference.arguments import (
     parse_arguments,
 )
 from inference.console import Console
-from inference.errors import ExitStatus, GliomaError
+from inference.errors import ExitStatus, FolderError, GliomaError, no_module
 from inference.machine import Machine, give_memory_back, library_versions, look_around
 from inference.preflight import preflight
 
 if TYPE_CHECKING:
     from inference.bundle.manifest import Manifest
+    from inference.intake.cases import CaseListing
     from inference.pipeline import FolderOutcome, System
     from inference.report.record import CaseRecord, RunRecord
 
@@ -53,6 +54,9 @@ def main(words: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # Who reads standard output has gone; what is left in its buffer must not be tried again at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except ModuleNotFoundError as error:
+            log.debug("no module", exc_info=True)
+            log.error("error: %s", no_module(error))
         except Exception as error:
             log.debug("unexpected", exc_info=True)
             log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
@@ -101,7 +105,6 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     from inference.folders import RecordFile, keep_apart, prepare_folder
-    from inference.intake.cases import find_cases
 
     further = {
         "report": arguments.report,
@@ -110,7 +113,9 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     }
     wanted = {f"--{option}": folder for option, folder in further.items() if folder is not None}
     keep_apart(wanted, {"cases": arguments.data_path, "label maps": arguments.output_path})
-    listing = find_cases(arguments.data_path, ignored=(arguments.output_path, *wanted.values()))
+    if arguments.record is not None:
+        keep_apart({"--record": arguments.record.parent}, {"label maps": arguments.output_path})
+    listing = _list_cases(arguments.data_path, (arguments.output_path, *wanted.values()))
     for folder in (arguments.output_path, *wanted.values()):
         prepare_folder(folder)
     recorder = RecordFile(arguments.record)
@@ -145,6 +150,19 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     return status
 
 
+def _list_cases(folder: Path, ignored: Collection[Path]) -> CaseListing:
+    """The cases of the input folder; FolderError, which names the option where there is no such folder."""
+    from inference.intake.cases import find_cases
+
+    try:
+        return find_cases(folder, ignored=ignored)
+    except FolderError as error:
+        if os.path.isdir(folder):  # noqa: PTH112 (never raises)
+            raise
+        # Whoever called without arguments, or misspelt the folder, learns how to name it.
+        raise FolderError(f"{error}; --data_path names the folder of the cases (see --help)") from error
+
+
 def _conclude(outcome: FolderOutcome) -> ExitStatus:
     """The exit status, and one line that sums up."""
     written = sum(case.written for case in outcome.cases)
@@ -162,6 +180,7 @@ def _conclude(outcome: FolderOutcome) -> ExitStatus:
 def _describe_run(
     arguments: InferArguments, words: tuple[str, ...], system: System, threads: int, start_seconds: float
 ) -> RunRecord:
+    from inference.labels import REGIONS
     from inference.report.record import BundleIdentity, RunRecord
 
     manifest = system.bundle.manifest
@@ -176,6 +195,7 @@ def _describe_run(
         versions={"python": platform.python_version(), **library_versions()},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         start_seconds=round(start_seconds, 3),
+        region_thresholds=dict(zip(REGIONS, system.bundle.region_thresholds, strict=True)),
     )
 
 
@@ -214,7 +234,7 @@ def _info(arguments: InfoArguments) -> int:
 
 
 def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine) -> Iterator[str]:
-    from inference.bundle.card import leaves
+    from inference.bundle.card import score_lines
 
     provenance = manifest.provenance
     yield f"bundle        {manifest.name} {manifest.version}, made {manifest.created}"
@@ -227,7 +247,7 @@ def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine)
     yield f"intended use  {manifest.intended_use}"
     yield f"limits        {manifest.limits}"
     yield f"licence       {manifest.licence}"
-    yield from (f"scores        {line}" for line in leaves(manifest.scores))
+    yield from (f"scores        {line.rstrip()}" for line in score_lines(manifest.scores) if line)
     engines = ", ".join(machine.engines) or "none"
     yield f"this machine  {machine.threads} threads, {machine.memory_gib} GiB memory, engines: {engines}"
     yield f"GPU           {', '.join(machine.gpus) or 'none'}" + f", driver {machine.driver}" * bool(machine.driver)

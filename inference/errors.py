@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from enum import IntEnum
 
 
@@ -22,6 +23,11 @@ class GliomaError(Exception):
 
 class UsageError(GliomaError):
     """Arguments that cannot be carried out."""
+
+
+def no_module(error: ModuleNotFoundError) -> str:
+    """What to do where a library is missing: as a rule the system's Python was called."""
+    return f"no module {error.name} in {sys.executable}: run it with .venv/bin/python, which ./build.sh setup makes"
 
 
 class FolderError(GliomaError):

@@ -108,8 +108,12 @@ def write_cases(entries: list[CaseEntry], path: Path) -> None:
 
 
 def read_cases(path: Path) -> list[CaseEntry]:
-    """The frozen list of cases."""
-    return [CaseEntry(**entry) for entry in json.loads(path.read_text(encoding="utf-8"))]
+    """The frozen list of cases; UsageError where the run has not begun."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise UsageError(f"{path}: not there, since nothing has been run; `python -m training run` makes it") from error
+    return [CaseEntry(**entry) for entry in json.loads(text)]
 
 
 def read_folds(path: Path) -> dict[str, int]:

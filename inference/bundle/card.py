@@ -39,9 +39,14 @@ def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
     yield f"\nStarted from: {', '.join(provenance.ancestry) or 'nothing, all weights were trained from scratch'}."
     libraries = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
     yield f"Libraries: {libraries}.\n\n## Scores\n"
-    yield from score_table(manifest.scores)
+    yield from score_lines(manifest.scores)
+
+
+def score_lines(scores: Mapping[str, object]) -> Iterator[str]:
+    """All that a manifest says of scores: the table per region, a blank line, and the rest as a list."""
+    yield from score_table(scores)
     yield ""
-    yield from (f"- {line}" for line in leaves(_without_regions(manifest.scores)))
+    yield from (f"- {line}" for line in leaves(_without_regions(scores)))
 
 
 def score_table(scores: Mapping[str, object]) -> Iterator[str]:

@@ -17,6 +17,10 @@ def explain(record: Mapping[str, object], case: str | None) -> str:
     run = _mapping(record.get("run"))
     bundle = _mapping(run.get("bundle"))
     head = f"bundle {bundle.get('name')} {bundle.get('version')}, profile {run.get('profile')}, {run.get('engine')}"
+    cuts = _mapping(run.get("region_thresholds"))
+    if cuts:
+        numbers = ", ".join(f"{region} {_number(value)}" for region, value in cuts.items())
+        head += f"\na voxel belongs to a region where its probability is above: {numbers}"
     return "\n".join([head, *(line for entry in chosen for line in _explain_case(entry))]) + "\n"
 
 
@@ -54,7 +58,8 @@ def _explain_refinement(refinement: Mapping[str, object]) -> Iterator[str]:
     for label, removed in _mapping(refinement.get("removed")).items():
         what = _mapping(removed)
         if what.get("components"):
-            yield f"  removed of {label}: {what['components']} components, {_number(what.get('mm3'))} mm³"
+            count = f"{what['components']} component{'s' * (what['components'] != 1)}"
+            yield f"  removed of {label}: {count}, {_number(what.get('mm3'))} mm³"
     yield from _explain_ratio(refinement, thresholds)
 
 
@@ -62,6 +67,9 @@ def _explain_ratio(refinement: Mapping[str, object], thresholds: Mapping[str, ob
     ratio = refinement.get("et_wt_ratio")
     if ratio is None:
         yield "  ET/WT: no tumour was left"
+        return
+    if not thresholds.get("et_wt_ratio"):
+        yield f"  ET/WT: {_number(ratio)}; there is no threshold for it, so ET stayed"
         return
     done = "so ET became NCR" if refinement.get("et_relabelled") else "so ET stayed"
     sign = "below" if refinement.get("et_relabelled") else "not below"

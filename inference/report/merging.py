@@ -53,7 +53,7 @@ def summary_line(record: Record) -> str:
     counts = [f"{count} {status}" for status, count in counted.items() if count or status != "empty"]
     more = f" and {len(failed) - _NAMED} more" if len(failed) > _NAMED else ""
     names = f": {', '.join(failed[:_NAMED])}{more}" if failed else ""
-    return f"{len(cases)} cases: {', '.join(counts)}, {len(failed)} failed{names}"
+    return f"{len(cases)} case{'s' * (len(cases) != 1)}: {', '.join(counts)}, {len(failed)} failed{names}"
 
 
 def all_written(record: Record) -> bool:

@@ -269,6 +269,9 @@ def _provenance(run: Mapping[str, object]) -> Iterator[tuple[str, str]]:
     for key in ("profile", "engine", "device", "threads", "on_error", "started", "interrupted", "exit_status"):
         if run.get(key) is not None:
             yield key.replace("_", " ").capitalize(), str(run[key])
+    cuts = _mapping(run.get("region_thresholds"))
+    if cuts:
+        yield "Region thresholds", ", ".join(f"{region} above {_short(value)}" for region, value in cuts.items())
     if isinstance(run.get("seconds"), int | float):
         yield "Seconds", f"{run['seconds']:.1f}"
     yield "Command", " ".join(map(str, _sequence(run.get("command")))) or "no arguments"

@@ -92,6 +92,8 @@ class RunRecord:
     """ISO 8601, UTC."""
     start_seconds: float
     """From the start of the program to the first case."""
+    region_thresholds: Mapping[str, float] | None = None
+    """Probability above which a voxel is WT, TC and ET, the bundle's."""
     seconds: float | None = None
     """From the start of the program to the last case; None while it runs."""
     interrupted: str | None = None

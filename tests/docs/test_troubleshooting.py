@@ -40,6 +40,41 @@ def test_a_quoted_message_exists(quoted: str) -> None:
     assert is_known(quoted)
 
 
+def messages_about_scans() -> Iterator[str]:
+    """What intake refuses, mends and warns of, with … for what is put in."""
+    for path in sorted((ROOT / "inference" / "intake").rglob("*.py")):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(call, ast.Call) or not call.args:
+                continue
+            called = ast.unparse(call.func)
+            if called.endswith(("notes.refusal", ").refusal", "self.refusal", "repairs.append", "warnings.append")):
+                yield template_of(call.args[0])
+            elif called == "CaseError" and len(call.args) > 1:
+                yield template_of(call.args[1])
+
+
+def template_of(node: ast.expr) -> str:
+    """The text of an expression, with … for what is not known before the program runs."""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(template_of(part) for part in node.values)
+    return str(node.value) if isinstance(node, ast.Constant) else GAP
+
+
+def is_answered(message: str) -> bool:
+    """Whether the page quotes some words of a message that tell it from others."""
+    quoted = {part.strip(": ()") for span in re.findall(r"`([^`]+)`", PAGE) for part in span.split(GAP)}
+    pieces = [piece.strip(": ()") for piece in message.split(GAP)]
+    return any(part == piece or (len(part) > 8 and part in piece) for part in quoted if part for piece in pieces)
+
+
+def test_every_message_about_a_scan_is_answered() -> None:
+    # These only pass on another one of the messages.
+    messages = set(messages_about_scans()) - {GAP, f"{GAP}: {GAP}", f"its folder {GAP}"}
+    assert len(messages) > 40
+    assert not sorted(message for message in messages if not is_answered(message))
+    assert not is_answered("the scan is upside down")
+
+
 def test_messages_that_do_not_exist_are_noticed() -> None:
     assert len(QUOTED) > 20
     assert not is_known("…: another shapes")

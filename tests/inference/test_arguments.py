@@ -82,7 +82,7 @@ def test_the_other_verbs() -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["segment"], "unexpected word 'segment'"),
+        (["segment"], "unexpected word 'segment' (see python -m inference infer --help)"),
         (["infer", "--resume", "yes"], "unexpected word 'yes'"),
         (["--profile", "best"], "invalid choice: 'best'"),
         (["--engine=onnx"], "invalid choice: 'onnx'"),

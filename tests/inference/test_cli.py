@@ -119,7 +119,8 @@ def test_nothing_attempted_is_one_line_and_exit_status_2(
     weights.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
     good = ["-i", str(cases), "-o", str(tmp_path / "output"), "--bundle", str(tiny_bundle), "--engine", "torch"]
     for words, complaint in (
-        (["-i", str(tmp_path / "nowhere")], "nowhere: cannot be read"),
+        (["-i", str(tmp_path / "nowhere")], "nowhere: cannot be read (No such file or directory); --data_path names"),
+        (["-i", str(tmp_path / "file")], "file: cannot be read (Not a directory); --data_path names the folder"),
         (["-i", str(tmp_path / "empty")], "empty: no case found"),
         (["-o", str(tmp_path / "file")], "file: cannot be written to"),
         (["-o", "/proc/nowhere"], "/proc/nowhere: cannot be created"),
@@ -203,6 +204,7 @@ def test_info_in_words_and_in_json(tiny_bundle: Path, capsys: pytest.CaptureFixt
     text = capsys.readouterr().out
     assert "tiny 0.0.1" in text
     assert "nnunet: PlainConvUNet × 2 folds, weight 0.4722" in text
+    assert "\nscores        No scores per region.\n" in text
     assert main(["info", "--json", "--bundle", str(tiny_bundle)]) == 0
     value = json.loads(capsys.readouterr().out)
     assert value["bundle"]["orientation"] == "RAS"
@@ -320,11 +322,17 @@ def test_a_device_that_fails_is_one_line(
     assert capsys.readouterr().err.startswith("error: device cuda: compute capability 12.1")
 
 
-def test_info_gives_scores_line_by_line():
-    from inference.bundle.card import leaves
+def test_info_shows_the_scores_of_the_embedded_bundle_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
+    from inference.arguments import EMBEDDED
+    from inference.bundle.card import score_table
+    from inference.bundle.manifest import read_manifest
 
-    scores = {"out_of_fold": {"ensemble": {"WT": {"dice": 0.72224, "cases": 11}}}, "how": "by the network left out"}
-    assert list(leaves(scores)) == ["out_of_fold ensemble WT: dice 0.7222, cases 11", "how: by the network left out"]
+    assert main(["info", "--bundle", str(EMBEDDED)]) == 0
+    shown = [line[14:] for line in capsys.readouterr().out.splitlines() if line.startswith("scores        ")]
+    table = [line.rstrip() for line in score_table(read_manifest(EMBEDDED)[0].scores)]
+    assert len(table) > 3
+    assert shown[: len(table)] == table
+    assert any(line.startswith("- how: ") for line in shown[len(table) :])
 
 
 @pytest.mark.parametrize("option", ["--report", "--probabilities", "--uncertainty"])
@@ -337,6 +345,15 @@ def test_nothing_but_label_maps_may_go_to_their_folder(
     assert not output.exists()
     assert infer(cases, tiny_bundle, option, str(cases)) == 2
     assert "is the folder of the cases, expected one of its own" in capsys.readouterr().err
+
+
+def test_the_record_may_not_lie_among_the_label_maps(
+    cases: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = cases.parent / "output"
+    assert infer(cases, tiny_bundle, "--record", str(output / "record.json")) == 2
+    assert f"error: --record: {output} is the folder of the label maps" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_maps_and_agreement_from_the_command_line(cases: Path, tiny_bundle: Path, tmp_path: Path) -> None:

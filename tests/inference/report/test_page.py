@@ -65,6 +65,7 @@ def record() -> dict[str, object]:
         "on_error": "skip",
         "versions": {"python": "3.11.9"},
         "started": "2025-01-02T03:04:05+00:00",
+        "region_thresholds": {"WT": 0.5, "TC": 0.4, "ET": 0.7},
         "seconds": 123.4,
         "interrupted": None,
         "exit_status": 1,
@@ -195,7 +196,8 @@ def test_every_note_is_in_the_section_of_its_case(folder):
 
 def test_provenance_is_there(folder):
     text = Reader(render_page(record(), folder)).text()
-    for part in ("embedded 1.2.0", "ab" * 32, "fast", "openvino", "infer -i in folder", "python 3.11.9", "123.4"):
+    parts = ("embedded 1.2.0", "ab" * 32, "fast", "openvino", "infer -i in folder", "python 3.11.9", "123.4")
+    for part in (*parts, "TC above 0.4"):
         assert part in text
 
 

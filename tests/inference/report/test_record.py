@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -98,8 +98,20 @@ def test_a_subtype_and_its_thresholds_are_explained() -> None:
     assert "thresholds of subtype 3" in text
     assert "removed if smaller than: NCR 25 mm³, ED 0 mm³, ET 50 mm³" in text
     assert "removed of NCR: 2 components, 31 mm³" in text
+    assert "probability" not in text, "a record from before it held region thresholds"
     assert "removed of ED" not in text
     assert "ET/WT: 0.01, below 0.05, so ET became NCR" in text
+
+
+def test_region_thresholds_one_component_and_a_rule_that_is_off_are_explained() -> None:
+    run = replace(RUN, region_thresholds={"WT": 0.5, "TC": 0.4, "ET": 0.7})
+    thresholds = {"smallest_component_mm3": {"NCR": 25.0}, "et_wt_ratio": 0.0}
+    off = {"thresholds": thresholds, "removed": {"NCR": {"components": 1, "mm3": 3.0}}, "et_relabelled": False}
+    record = json.loads(render_record(run, [CaseRecord("A", "ok", refinement=REFINEMENT | off)]))
+    text = explain(record, "A")
+    assert "a voxel belongs to a region where its probability is above: WT 0.5, TC 0.4, ET 0.7" in text
+    assert "removed of NCR: 1 component, 3 mm³" in text
+    assert "ET/WT: 0.01; there is no threshold for it, so ET stayed" in text
 
 
 def test_no_subtype_and_a_failure_are_explained() -> None:
