@@ -277,11 +277,23 @@ def test_a_gpu_that_this_torch_is_not_built_for(
             check_device("cuda")
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_half_precision_on_a_gpu_agrees(make_model: Callable) -> None:
-    model = make_model(make_plans(unet_architecture(), spacing=(1.4, 1.4, 1.4)))
-    prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
+@pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))],
+)
+def test_half_precision_as_on_a_gpu_agrees(device: str, architecture: dict[str, object], make_model: Callable) -> None:
+    model = make_model(make_plans(architecture, spacing=(1.2, 1.2, 1.2)))
+    prepared = preprocess(make_scan((32, 36, 30)), MILLIMETRE, read_plan(model.plans))
+    engine = TorchEngine(device)
+    engine._on_gpu, engine._batch = True, 8
+    seen: list[tuple[torch.dtype, int]] = []
+    engine._network(model, 0).register_forward_hook(
+        lambda _, inputs, logits: seen.append((logits.dtype, len(inputs[0])))
+    )
     for profile in Profile:
-        found = TorchEngine("cuda").mean_over_folds(model, prepared, profile, nothing)
+        found = engine.mean_over_folds(model, prepared, profile, nothing)
         expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing)
+        assert found.std() > 0.05, "the comparison must not be of constants"
         assert np.abs(found - expected).max() < 0.02
+    assert seen == [(torch.float16, 8), (torch.float16, 1)], "one tile with its mirrorings, and one pass"
