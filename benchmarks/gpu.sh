@@ -1,15 +1,19 @@
 #!/usr/bin/env bash
-# Speed and memory on the GPU of this machine, with ten paper-size networks of random weights.
+# Speed and memory on the GPU of this machine, with ten paper-size networks of random weights; first whether it is right.
 # Usage: benchmarks/gpu.sh CASES RESULTS   (CASES: a folder of scans; RESULTS: a folder for JSON files)
 set -euo pipefail
 cases=$(realpath "$1") results=$(realpath -m "$2")
 cd "$(dirname "$0")/.."
 python=${PYTHON:-.venv/bin/python}
 mkdir -p "$results"
+"$python" -m pytest tests/inference/predict/engines/test_torch_engine.py
 "$python" -m benchmarks bundle --size paper --output "$results/bundle"
-for profile in paper fast; do
-    "$python" -m benchmarks speed --bundle "$results/bundle" --input "$cases" --device cuda --cases 5 \
-        --profile "$profile" --json "$results/$profile.json"
-done
-"$python" -m benchmarks speed --bundle "$results/bundle" --input "$cases" --device cuda --against nnunet \
-    --json "$results/against.json"
+speed() { # NAME OPTION...: what it says goes to the terminal, and to NAME.json
+    "$python" -m benchmarks speed --bundle "$results/bundle" --input "$cases" --device cuda --json "$results/$1.json" "${@:2}"
+}
+speed paper --profile paper --cases 5
+speed paper-search --profile paper --cases 5 --cudnn-search
+speed fast --profile fast --cases 5
+speed paper-operators --profile paper --operators 20
+speed fast-operators --profile fast --operators 20
+speed against --against nnunet

@@ -2,7 +2,7 @@
 
 `--cases N` repeats the cases of the folder until there are N of them, and shows whether time, memory, open files and
 threads grow with their number. `--against nnunet` times nnU-Net's own predictor instead, as it comes, on the same
-weights and tiles in one process with ours.
+weights and tiles in one process with ours. `--operators N` says where the time of prediction goes instead.
 """
 
 from __future__ import annotations
@@ -68,13 +68,17 @@ class Measures:
     """From the start of the process until the first label map was there."""
     seconds_per_case: float
     """Wall time after start-up, by the number of cases; reading and refining overlap with prediction."""
+    later_predict_seconds: float | None
+    """Mean of a case's prediction after the first, which warms things up; None where there is no other."""
     processor_seconds_per_case: float
     """Seconds of all threads after start-up, by the number of cases: says more than wall time on a busy machine."""
     wall_by_prediction: float
     """Wall time after start-up, by the sum of all cases' prediction."""
     peak_rss_gb: float
     peak_gpu_gb: float | None
-    """None where no GPU was used."""
+    """Of the networks, arrays and workspaces on it; None where no GPU was used."""
+    reserved_gpu_gb: float | None
+    """What torch took of the GPU for them; CUDA itself takes some hundred MB more."""
     steps: Mapping[str, float]
     """Mean seconds of a case, by step."""
     growth: Mapping[str, Sequence[float]]
@@ -127,6 +131,8 @@ def measure(system: System, listing: CaseListing, threads: int) -> Measures:
     if outcome.interrupted or not cases:
         raise UsageError(f"not measured: ended by {outcome.interrupted}")
     wall, processor = cases[-1].over_at, time.process_time() - processor
+    later = [case.seconds["predict"] for case in cases[1:]]
+    peak_gpu, reserved_gpu = _peak_gpu(system.engine.device)
     steps = {step: round(_mean([case.seconds[step] for case in cases]), 3) for step in cases[0].seconds}
     return Measures(
         bundle=f"{system.bundle.manifest.name} {system.bundle.manifest.version}",
@@ -137,10 +143,12 @@ def measure(system: System, listing: CaseListing, threads: int) -> Measures:
         start_seconds=round(started, 2),
         first_file_seconds=round(started + cases[0].over_at, 2),
         seconds_per_case=round(wall / len(cases), 2),
+        later_predict_seconds=round(_mean(later), 3) if later else None,
         processor_seconds_per_case=round(processor / len(cases), 2),
         wall_by_prediction=round(wall / sum(case.seconds["predict"] for case in cases), 3),
         peak_rss_gb=round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GB, 3),
-        peak_gpu_gb=_peak_gpu(system.engine.device),
+        peak_gpu_gb=peak_gpu,
+        reserved_gpu_gb=reserved_gpu,
         steps=steps,
         growth=_growth(cases),
         cases=cases,
@@ -175,12 +183,23 @@ def _growth(cases: Sequence[CaseMeasure]) -> dict[str, list[float]]:
     }
 
 
-def _peak_gpu(device: str) -> float | None:
+def _peak_gpu(device: str) -> tuple[float, float] | tuple[None, None]:
+    """Most memory in use and most memory reserved since the process began, in 10⁹ bytes."""
     if device == "cpu":
-        return None
+        return None, None
     import torch
 
-    return round(torch.cuda.max_memory_allocated(device) / _GB, 3)
+    in_use, reserved = torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
+    return round(in_use / _GB, 3), round(reserved / _GB, 3)
+
+
+def _let_cudnn_search(device: str) -> None:
+    """Let cuDNN try out its convolutions on every new size, which the engine does not ask for."""
+    if device == "cpu":
+        raise UsageError("--cudnn-search: needs a GPU")
+    import torch
+
+    torch.backends.cudnn.benchmark = True
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -190,14 +209,15 @@ def _mean(values: Sequence[float]) -> float:
 def _lines(measures: Measures) -> list[str]:
     """What there is to say, for people."""
     what = f"{measures.bundle}, {measures.networks} networks, profile {measures.profile}, {measures.engine}"
-    gpu = f", of the GPU {measures.peak_gpu_gb} GB" if measures.peak_gpu_gb is not None else ""
+    gpu = f", of the GPU {measures.peak_gpu_gb} GB, {measures.reserved_gpu_gb} GB reserved"
+    later = f", prediction {measures.later_predict_seconds} s after the first" if len(measures.cases) > 1 else ""
     start = f"start {measures.start_seconds} s, first file at {measures.first_file_seconds} s"
     lines = [
         f"{what}, {measures.threads} threads, {len(measures.cases)} cases",
-        f"{start}, then {measures.seconds_per_case} s a case, {measures.wall_by_prediction} × prediction",
+        f"{start}, then {measures.seconds_per_case} s a case, {measures.wall_by_prediction} × prediction{later}",
         f"processor {measures.processor_seconds_per_case} s a case",
         "steps " + ", ".join(f"{step} {seconds:.2f} s" for step, seconds in measures.steps.items()),
-        f"peak memory {measures.peak_rss_gb} GB{gpu}",
+        f"peak memory {measures.peak_rss_gb} GB{gpu if measures.peak_gpu_gb is not None else ''}",
     ]
     lines += [f"first half, second half: {name} {halves[0]}, {halves[1]}" for name, halves in measures.growth.items()]
     return lines
@@ -214,6 +234,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--networks", type=int, metavar="K", help="only the first K networks of each model")
     parser.add_argument("--cases", type=int, metavar="N", help="repeat the cases until there are N")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the measures to a file")
+    parser.add_argument("--cudnn-search", action="store_true", help="let cuDNN try out its convolutions first (GPU)")
+    parser.add_argument("--operators", type=int, metavar="N", help="tell the N slowest of torch's operators instead")
     parser.add_argument("--against", choices=["nnunet"], help="compare with nnU-Net's own predictor instead")
     parser.add_argument("--tiles", type=int, choices=TILES, help="compare on so many tiles only (default: all)")
     parser.add_argument("--one-forward", action="store_true", help="compare on one tile without mirroring")
@@ -226,12 +248,18 @@ def run(arguments: argparse.Namespace) -> int:
     threads = arguments.threads or available_threads()
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    for name in ("networks", "cases"):
+    for name in ("networks", "cases", "operators"):
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise UsageError(f"--{name}: at least 1")
     listing = repeated(find_cases(arguments.input), arguments.cases)
     system = limited_system(arguments, threads)
-    if arguments.against:
+    if arguments.cudnn_search:
+        _let_cudnn_search(system.engine.device)
+    if arguments.operators:
+        from benchmarks.operators import where_time_goes
+
+        result, lines = where_time_goes(system, listing.cases[0], arguments.operators)
+    elif arguments.against:
         from benchmarks.against import compare_all
 
         result, lines = compare_all(

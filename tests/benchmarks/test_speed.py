@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.__main__ import main
 from inference.bundle.store import load_bundle
@@ -67,7 +68,9 @@ def test_speed_counts_every_case_and_step(measured: Callable[..., dict]) -> None
     assert found["first_file_seconds"] == pytest.approx(found["start_seconds"] + ends[0], abs=0.02)
     # The kernel counts pages per thread, and adds them up now and then.
     assert found["peak_rss_gb"] + 0.02 > max(case["rss_gb"] for case in found["cases"]) > 0.05
-    assert found["peak_gpu_gb"] is None
+    later = [case["seconds"]["predict"] for case in found["cases"][1:]]
+    assert found["later_predict_seconds"] == pytest.approx(sum(later) / 2, abs=0.001)
+    assert found["peak_gpu_gb"] is found["reserved_gpu_gb"] is None
     assert all(len(halves) == 2 for halves in found["growth"].values())
 
 
@@ -93,9 +96,61 @@ def test_one_forward_of_both_agrees(measured: Callable[..., dict]) -> None:
     assert one["nnunet_processor_seconds"] > 0
 
 
+def test_the_time_of_prediction_is_told_by_model_and_operator(measured: Callable[..., dict]) -> None:
+    found = measured("--operators", "3", "--engine", "torch", "--networks", "1")
+    assert list(found["steps"]) == ["nnunet", "mednext", "the rest"]
+    assert sum(found["steps"].values()) == pytest.approx(found["predict_seconds"])
+    assert min(found["steps"].values()) > 0
+    seconds = [one["seconds"] for one in found["operators"]]
+    assert seconds == sorted(seconds, reverse=True)
+    assert any("convolution" in one["name"] for one in found["operators"][:3])
+
+
+def test_nnunets_predictor_leaves_cudnn_as_it_was(
+    measured: Callable[..., dict], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks import against
+
+    def predictor(*arguments: object, **keywords: object) -> object:
+        torch.backends.cudnn.benchmark = True
+        return make(*arguments, **keywords)
+
+    make = against._predictor
+    monkeypatch.setattr(against, "_predictor", predictor)
+    measured("--against", "nnunet", "--one-forward", "--engine", "torch", "--model", "nnunet")
+    assert not torch.backends.cudnn.benchmark
+
+
+def test_the_meter_counts_what_comes_on_top_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.against import _Meter
+
+    told: list[str] = []
+    held = {"memory_allocated": 3 * 10**9, "max_memory_allocated": 5 * 10**9}
+    for name in ("synchronize", "reset_peak_memory_stats", *held):
+        monkeypatch.setattr(torch.cuda, name, lambda _, name=name: told.append(name) or held.get(name))
+    with _Meter(torch.device("cuda", 0)) as meter:
+        told.append("work")
+    assert meter.gpu == 2
+    assert told == [
+        "synchronize",
+        "reset_peak_memory_stats",
+        "memory_allocated",
+        "work",
+        "synchronize",
+        "max_memory_allocated",
+    ]
+    with _Meter(torch.device("cpu")) as meter:
+        pass
+    assert meter.gpu is None
+
+
 def test_what_cannot_be_measured_is_a_line(bundle: Path, scans: Path, caplog: pytest.LogCaptureFixture) -> None:
     words = ["speed", "--bundle", str(bundle), "--input", str(scans)]
     assert main([*words, "--cases", "0"]) == 2
     assert "--cases" in caplog.text
     assert main([*words, "--against", "nnunet", "--model", "third"]) == 2
     assert "nnunet, mednext" in caplog.text
+    assert main([*words, "--device", "cpu", "--cudnn-search"]) == 2
+    assert "needs a GPU" in caplog.text
+    assert main([*words, "--engine", "openvino", "--operators", "3"]) == 2
+    assert "--engine torch" in caplog.text
