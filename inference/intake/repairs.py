@@ -85,15 +85,14 @@ def _zero_background(sequence: NDArray[np.float32], notes: Notes) -> None:
 def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], notes: Notes) -> bool:
     """Mend isolated voxels far above or below the rest of the brain, which holds the nonzero voxels in any order.
 
-    Returns whether there were such voxels.
+    That order is changed. Returns whether there were such voxels.
     """
     centre = _median(brain[:: max(1, brain.size // 2**16)])
     most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
+    brain.partition((most, brain.size - most - 1))  # in place: the brain of an unstripped head is as large as the scan
     mended = 0
     for sign, word in ((1, "above"), (-1, "below")):
-        order = brain.size - most - 1 if sign > 0 else most
-        ends = np.partition(brain, order)
-        ends = np.sort(ends[order:] if sign > 0 else ends[: order + 1])[::sign]
+        ends = np.sort(brain[-most - 1 :] if sign > 0 else brain[: most + 1])[::sign]
         distances = sign * (ends.astype(np.float64) - centre)
         gaps = np.flatnonzero((distances[:-1] > 0) & (distances[1:] > _GAP * distances[:-1]))
         if gaps.size == 0:

@@ -138,11 +138,15 @@ def _read_sequence(image: Image, into: NDArray[np.float32]) -> None:
 
 
 def _scale_into(image: Image, stored: NDArray[np.generic[object]], into: NDArray[np.float32]) -> None:
+    """Fill `into` with the values of the voxels `stored` in an image, in the same shape."""
     with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and is mended like other such voxels
         if image.slope == 1 and image.intercept == 0:
             into[...] = stored
-        else:
-            into[...] = stored.astype(np.float64) * image.slope + image.intercept
+            return
+        # Slice by slice, as they lie in memory: in float64 the whole would be as large as all four sequences.
+        axis = int(np.argmax(np.abs(stored.strides)))
+        for plane, target in zip(np.moveaxis(stored, axis, 0), np.moveaxis(into, axis, 0), strict=True):
+            target[...] = plane.astype(np.float64) * image.slope + image.intercept
 
 
 def _merged(notes: Mapping[str, Sequence[str]]) -> tuple[str, ...]:

@@ -226,6 +226,10 @@ def shifted(offset: float) -> Callable[[Header], None]:
     return edit
 
 
+def scaled(header: Header) -> None:
+    header["scl_slope"], header["scl_inter"] = 0.5, 0.25
+
+
 def other_qform(header: Header) -> None:
     header["quatern_b"], header["quatern_d"] = 1, 0
 
@@ -370,6 +374,7 @@ HEADERS = [
     Entry("huge dimensions", field("dim", [3, 32767, 32767, 32767, 1, 1, 1, 1]), "refused", "too large", "32767×", "at most 1024"),
     Entry("dimensions beyond 64 bits", whole(nifti2(brain(1), dims(3, 2**62, 2**62, 2**62))), "refused", "too large", "4611686018427387904×"),
     Entry("dimensions at the limit", field("dim", [3, 1024, 1024, 96, 1, 1, 1, 1]), "refused", "its header lies", "of gzip", "1024×1024×96"),
+    Entry("dimensions at the limit in all sequences", field("dim", [3, 1024, 1024, 96, 1, 1, 1, 1], everywhere=True), "refused", "its header lies", "of gzip", "1024×1024×96"),
     Entry("no dimensions", header_edit(dims(0)), "refused", "number of dimensions", "0", "3"),
     Entry("ninety-nine dimensions", header_edit(dims(99)), "refused", "number of dimensions", "99", "3"),
     Entry("negative dimension", header_edit(dims(3, -20)), "refused", "dimensions", "-20×24×18", "3-D"),
@@ -446,6 +451,10 @@ VALUES = [
     Entry("saturated background", voxels(v0_0_1=32767), "mended", "t1c: 1 voxel far above the rest (up to 32767)"),
     Entry("constant background", image(np.where(FLOAT == 0, -1024, FLOAT)), "mended", "t1c: background was -1024"),
     Entry("negative intensities", image(FLOAT - 150 * (FLOAT != 0)), "read"),
+    *(
+        Entry(f"{kind} in all sequences, scaled", everywhere(brain(1).astype(kind), scaled), "mended", "all sequences: background was 0.25")
+        for kind in ("int16", "float32", "float64")
+    ),
     Entry("unstripped", everywhere(brain(1) + 10 * np.indices(SHAPE).sum(0).astype(np.int16) + 1), "warned", "looks unstripped"),
     Entry("the same sequence twice", image(brain(0)), "warned", "t1n and t1c are the same image"),
 ]  # fmt: skip
