@@ -1,14 +1,15 @@
 """Networks on PyTorch: any CPU in float32, CUDA in half precision with sums in float32.
 
 From the preprocessed array to a model's mean over folds everything stays on the device, and the host does not wait in
-between unless somebody heeds the single networks. The mirrorings of a tile are one batch, which is halved for good
-where memory does not suffice. The weights of all networks stay on the device; where they leave no room for a single
-pass, they come from the host one network at a time.
+between unless somebody heeds the single networks, or logits are resampled in a way that torch has not (cubic splines,
+thick slices). The mirrorings of a tile are one batch, which is halved for good where memory does not suffice. The
+weights of all networks stay on the device; where they leave no room for a single pass, they come from the host one
+network at a time.
 
-Estimated and left out: one pass over the tiles for all folds at once saves the stacking of batches, which is 8 ms of
-seconds a case, and needs the sums of all folds and all weights at hand. Pinned memory costs a copy of its own, and an
-upload of 50 MB takes 10 ms without it. A weighted sum over models on the device saves a copy and an addition of 40 MB a
-model, 10 and 30 ms.
+Estimated and left out: one pass over the tiles for all folds at once would save the stacking of batches, which is 0.3 %
+of the memory traffic of a case at full size, and need the sums of all folds and all weights at hand. Pinned memory
+costs a copy of its own, and an upload of 50 MB takes 10 ms without it. A weighted sum over models on the device would
+save a copy and an addition of 40 MB a model, 10 and 30 ms of seconds.
 """
 
 from __future__ import annotations
@@ -122,6 +123,9 @@ class TorchEngine:
     ) -> NDArray[np.float32]:
         """As :class:`inference.predict.engines.Engine` says."""
         array = torch.from_numpy(prepared.array).to(self._device)
+        if self._on_gpu:
+            # Once instead of in every pass, and tiles are stacked in half the time.
+            array = array.half()
         if profile is Profile.PAPER:
             weights = torch.tensor(gaussian(prepared.plan.patch), device=self._device)
 
