@@ -38,7 +38,7 @@ def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
         yield f"| {data.name} | {data.cases} | {data.use} |"
     yield f"\nStarted from: {', '.join(provenance.ancestry) or 'nothing, all weights were trained from scratch'}."
     libraries = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
-    yield f"Libraries: {libraries}.\n\n## Scores\n"
+    yield f"Libraries: {libraries}.\n\n## Scores\n\ndocs/numbers.md says what they mean.\n"
     yield from score_lines(manifest.scores)
 
 

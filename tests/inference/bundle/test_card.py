@@ -24,6 +24,7 @@ def test_the_card_holds_every_statement_of_the_manifest(tiny_bundle: Path) -> No
     for data in provenance.data_sets:
         assert f"| {data.name} | {data.cases} | {data.use} |" in card
     assert "| out, a | 0.71 / 0.20 / 0.34 |  |  |" in card
+    assert "docs/numbers.md says what they mean." in card
     assert "- how: guessed" in card
     assert "- gain: x 0.25" in card
     assert "- out" not in card
