@@ -88,7 +88,7 @@ CALLS = (
 def lay_out(scans: dict[str, Path], case: str, layout: str, into: Path) -> Path:
     """The scans of one case in a folder, named as `layout` says."""
     folder = into if layout in ("flat", "nnunet") else into / case
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for index, sequence in enumerate(SEQUENCES):
         ending = {"2021": f"_{OLD_NAMES[index]}.nii.gz", "nnunet": f"_{index:04d}.nii.gz", "plain": f"-{sequence}.nii"}
         target = folder / f"{case}{ending.get(layout, f'-{sequence}.nii.gz')}"
@@ -153,7 +153,7 @@ class Checks:
         try:
             finished = check()
             verdict = "ok"
-        except AssertionError:
+        except Exception:
             finished, verdict = None, traceback.format_exc(limit=-1)
         seconds = finished.seconds if finished else time.perf_counter() - begin
         peak = f"{finished.peak_gb:.2f}" if finished else ""
