@@ -31,19 +31,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 log = logging.getLogger(__name__)
 
 ROOT = Path(__file__).resolve().parents[2]
-PATCH = (24, 16, 8)
+PATCH = (48, 32, 16)
 """Size (X, Y, Z) of the training brains, which nnU-Net's planner takes for its patch: all multiples of 8, so that
 neither prediction pads a brain of this size."""
 TRAINED = 5
 """Scans to train with: the fewest that nnU-Net's own splits take."""
-LARGE = (36, 23, 12)
+LARGE = (70, 45, 23)
 """Size of a brain that takes two patches along every axis."""
 STORED = {"small": ("RAS", "LPS", "PIR"), "large": ("RAS", "LPS")}
 """How the scans to predict are stored; PIR has its axes in another order as well."""
 MOST = 0.01
 """Largest difference of probabilities: nnU-Net adds logits up in half precision, and our files hold steps of 1/255."""
-ENOUGH = 60
-"""Voxels that each region must have in what nnU-Net predicts."""
+ENOUGH = 1000
+"""Voxels that each region must have in what nnU-Net predicts: one that its half precision moves is then no 0.001."""
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def draw(seed: int, size: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]
     x, y, z = np.array([-0.25, 0.3, -0.2]) + random.uniform(-0.1, 0.1, 3)
     whole = ((u - x) / 0.65) ** 2 + ((v - y) / 0.6) ** 2 + ((w - z) / 0.65) ** 2 < 1
     core = ((u - x - 0.1) / 0.5) ** 2 + ((v - y + 0.1) / 0.5) ** 2 + ((w - z) / 0.55) ** 2 < 1
-    enhancing = core & (u + 0.5 * v - 0.7 * w > x + 0.5 * y - 0.7 * z)
+    enhancing = core & (u + 0.5 * v - 0.7 * w > x + 0.5 * y - 0.7 * z - 0.15)
     labels = np.zeros(size, np.uint8)
     for mask, label in ((whole, Label.ED), (core, Label.NCR), (enhancing, Label.ET)):
         labels[mask & brain] = label
