@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.errors import DeviceError
 from inference.labels import REGIONS
 from inference.predict.agreement import Agreement, Comparison
 from inference.predict.engines import Engine, Heed, NetworkSource, Profile, forward_count
@@ -55,7 +56,7 @@ def predict(
     Per model the mean over its folds, then over models sum(w P) / sum(w) with their weights w. The scan is preprocessed
     once for models whose plans prepare it alike. With `compare_at` (region thresholds) the networks are also compared
     with their mean, each on the scan's grid; in `fast` on a CPU that takes about a third longer. Raises BundleError for
-    plans or networks that are refused, and DeviceError when memory does not suffice.
+    plans or networks that are refused, and DeviceError when memory does not suffice or a model's answer is not finite.
     """
     data = _turned(data, bundle.orientation)
     prepared = preprocess_for_all(data, spacing, [read_plan(model.plans) for model in bundle.models])
@@ -69,7 +70,8 @@ def predict(
     comparison = None if compare_at is None else Comparison(compare_at)
     for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
         heed = None if comparison is None else _listener(comparison, scan, float(weight) / len(model.folds))
-        _add(probabilities, engine.mean_over_folds(model, scan, profile, advance, heed), scan, weight)
+        crop = _finite(engine.mean_over_folds(model, scan, profile, advance, heed), model)
+        _add(probabilities, crop, scan, weight)
     seen = _turned(probabilities, bundle.orientation)
     if comparison is None:
         return RegionProbabilities(seen)
@@ -79,6 +81,13 @@ def predict(
     spread = np.zeros_like(probabilities)
     spread[inside] = agreement.spread
     return RegionProbabilities(seen, replace(agreement, spread=_turned(spread, bundle.orientation)))
+
+
+def _finite(crop: NDArray[np.float32], model: NetworkSource) -> NDArray[np.float32]:
+    """A model's probabilities, none of which may be NaN: it is above no threshold, and would pass for no tumour."""
+    if not np.isfinite(crop).all():
+        raise DeviceError(f"{model.name}: its networks gave probabilities that are no numbers; try another --engine")
+    return crop
 
 
 def _turned(array: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:

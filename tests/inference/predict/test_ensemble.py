@@ -7,6 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from inference.errors import DeviceError
 from inference.predict.engines import Profile
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.ensemble import predict
@@ -156,6 +157,12 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
     assert not result.agreement.spread[~inside].any()
     # The mean is 0.35: no WT, but both networks of b see one; TC, but for one network of a; no ET, but for one of b.
     assert result.agreement.overlap == pytest.approx({"WT": 6 / 8, "TC": 5 / 8, "ET": 7 / 8})
+
+
+def test_probabilities_that_are_no_numbers_are_refused_by_model() -> None:
+    bundle = FakeBundle((fixed_model("a", 1.0), fixed_model("b", 1.0)))
+    with pytest.raises(DeviceError, match=r"^b: its networks gave probabilities that are no numbers"):
+        predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5], "b": [0.5, np.nan]}), Profile.FAST)
 
 
 def to_scan_grid_ones(data: np.ndarray) -> np.ndarray:
