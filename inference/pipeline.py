@@ -163,19 +163,21 @@ def segment_case(
     with clock("refine"):
         painted = labels_from_regions(regions.array, system.bundle.region_thresholds)
         labels, refinement = refine(painted, scan.spacing, scan.data, system.subtypes, system.bundle.thresholds)
-    with clock("write"):
-        _write_maps(scan, regions, into, system.stamp)
-        write_labels(labels, scan.geometry, into.label_map(case.id), stamp=system.stamp)
     record = _describe(scan, labels, refinement, into.label_map(case.id))
     if regions.agreement:
         record = replace(record, agreement=regions.agreement.overlap)
+    with clock("write"):
+        write_labels(labels, scan.geometry, into.label_map(case.id), stamp=system.stamp)
+        record = _write_maps(scan, regions, record, into, system.stamp)
     with clock("draw"):
         record = _draw(scan, labels, record, into.report)
     return replace(record, seconds=clock.seconds)
 
 
-def _write_maps(scan: Scan, regions: RegionProbabilities, into: Destination, stamp: str) -> None:
-    """Write the maps that were asked for, (X, Y, Z, 3) in the order WT, TC, ET; the label map comes after them.
+def _write_maps(
+    scan: Scan, regions: RegionProbabilities, record: CaseRecord, into: Destination, stamp: str
+) -> CaseRecord:
+    """Write the maps that were asked for, (X, Y, Z, 3) in the order WT, TC, ET; one that cannot be is a warning.
 
     `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
     the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
@@ -187,7 +189,12 @@ def _write_maps(scan: Scan, regions: RegionProbabilities, into: Destination, sta
         else:
             assert regions.agreement is not None, "it is asked for together with the map"
             shown = 2 * regions.agreement.spread
-        write_fractions(np.moveaxis(shown, 0, -1), scan.geometry, path, stamp=stamp)
+        try:
+            write_fractions(np.moveaxis(shown, 0, -1), scan.geometry, path, stamp=stamp)
+        except (GliomaError, OSError, MemoryError) as error:
+            warning = f"no map of {kind}: {reason(error, scan.case)}"
+            record = replace(record, warnings=(*record.warnings, warning))
+    return record
 
 
 def walk_to_end(walk: Generator[None, None, CaseRecord]) -> CaseRecord:
@@ -373,24 +380,33 @@ def _journeys(
 ) -> list[_Journey]:
     """One journey for each case of the listing, by ID; those that cannot be attempted fail on their first leg."""
 
-    def journey(
-        case: str, walk: Generator[None, None, CaseRecord], paths: Mapping[str, Path], *, replaceable: bool = True
-    ) -> _Journey:
+    def journey(case: Case, walk: Generator[None, None, CaseRecord], *, replaceable: bool = True) -> _Journey:
         def rescue(failed: CaseRecord) -> CaseRecord:
-            wanted = settings.on_error == "empty" and replaceable
-            return _write_empty(failed, paths, settings.into) if wanted else failed
+            if settings.on_error != "empty" or not replaceable:
+                return failed
+            if settings.resume and _has_result(case, system, settings.into):
+                return replace(failed, error=f"{failed.error}; the label map of an earlier run is kept")
+            return _write_empty(failed, case.paths, settings.into)
 
-        return _Journey(case, walk, rescue)
+        return _Journey(case.id, walk, rescue)
 
     walk = _resumed if settings.resume else segment_case
     whole = {case.id for case in listing.cases}
-    journeys = [journey(case.id, walk(case, system, settings.into, progress), case.paths) for case in listing.cases]
+    journeys = [journey(case, walk(case, system, settings.into, progress)) for case in listing.cases]
     for problem in listing.problems:
-        found = listing.found.get(problem.case, {})
+        found = Case(problem.case, listing.found.get(problem.case, {}))
         # A problem may carry the ID of a case that is whole, whose result must stay.
-        hopeless = journey(problem.case, _hopeless(problem), found, replaceable=problem.case not in whole)
-        journeys.append(hopeless)
+        journeys.append(journey(found, _hopeless(problem), replaceable=problem.case not in whole))
     return sorted(journeys, key=lambda journey: journey.id)
+
+
+def _has_result(case: Case, system: System, into: Destination) -> bool:
+    """Whether a result of an earlier run is there, or may be: where it cannot be looked at, it must not be replaced."""
+    path = into.label_map(case.id)
+    try:
+        return read_result(path, case, system.stamp) is not None
+    except (OSError, MemoryError):
+        return path.exists()
 
 
 def _hopeless(problem: CaseError) -> Generator[None, None, CaseRecord]:
@@ -461,9 +477,9 @@ def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:
 
 def _write_empty(failed: CaseRecord, paths: Mapping[str, Path], into: Destination) -> CaseRecord:
     """Write an all-background file for a failed case, in the geometry of the first of its scans that has one."""
-    geometry = any_geometry(paths)
     path = into.label_map(failed.id)
     try:
+        geometry = any_geometry(paths)
         write_labels(np.zeros(geometry.canonical_shape, np.uint8), geometry, path, stamp=_EMPTY_STAMP)
     except (GliomaError, OSError, MemoryError) as error:
         return replace(failed, error=f"{failed.error}; and no empty file either: {reason(error, failed.id)}")

@@ -458,12 +458,33 @@ def test_a_failed_case_has_no_maps(cases: Path, output: Path, tmp_path: Path, sy
     assert names(maps) == [f"{case}_probabilities.nii.gz" for case in IDS[::2]]
 
 
-def test_a_map_that_cannot_be_written_fails_the_case_before_its_label_map(
+def test_a_map_that_cannot_be_written_is_a_warning_beside_the_label_map(
     cases: Path, output: Path, tmp_path: Path, system: System
 ) -> None:
-    outcome, _ = run(cases, output, system, into=Destination(output, probabilities=tmp_path / "nowhere"))
+    into = Destination(output, probabilities=tmp_path / "nowhere")
+    for resume in (False, True):
+        outcome, _ = run(cases, output, system, into=into, on_error="empty", resume=resume)
+        for case in outcome.cases:
+            assert case.status == "ok"
+            assert any(warning.startswith("no map of probabilities: ") for warning in case.warnings)
+            assert nib.load(output / f"{case.id}.nii.gz").get_fdata().any()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(5, "Input/output error")])
+def test_a_resumed_run_never_puts_an_empty_file_in_the_place_of_a_result(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run(cases, output, system)
+    before = {path: path.read_bytes() for path in output.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("inference.pipeline.read_labels", fail)
+    outcome, _ = run(cases, output, system, on_error="empty", resume=True)
     assert [case.status for case in outcome.cases] == ["failed"] * 3
-    assert not names(output)
+    assert all(str(case.error).endswith("; the label map of an earlier run is kept") for case in outcome.cases)
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
 
 
 def test_a_resumed_case_is_drawn_where_its_picture_is_missing_or_older(
