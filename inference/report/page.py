@@ -194,16 +194,17 @@ def _section(case: Mapping[str, object], anchor: str, folder: Path) -> str:
         f'<section id="{anchor}">',
         f'<h2>{name} <a href="#cases" aria-label="back to the table">↑</a></h2>',
         f'<ul class="notes warn">{notes}</ul>' if notes else "",
-        *_pictures(str(case.get("id", "")), folder),
+        *_pictures(case, folder),
         f"<details><summary>Record</summary><pre>{_html(_json(case))}</pre></details>",
         "</section>",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _pictures(case: str, folder: Path) -> Iterator[str]:
-    if Path(case).name != case:
-        # A record may come from anywhere, and must not name files elsewhere.
+def _pictures(record: Mapping[str, object], folder: Path) -> Iterator[str]:
+    case = str(record.get("id", ""))
+    # A record may come from anywhere, and must not name files elsewhere; what an earlier run drew is not this result.
+    if Path(case).name != case or record.get("status") in ("failed", "empty") or _is_not_drawn(record):
         case = ""
     stack = read_slices(folder / f"{case}{SLICES_SUFFIX}")
     if stack is not None:
@@ -217,6 +218,10 @@ def _pictures(case: str, folder: Path) -> Iterator[str]:
         yield f"<details open><summary>Picture</summary>{frame}</details>"
     if stack is None and not picture:
         yield '<p class="hint">No pictures of this case.</p>'
+
+
+def _is_not_drawn(record: Mapping[str, object]) -> bool:
+    return any(str(note).startswith("no picture: ") for note in _sequence(record.get("warnings")))
 
 
 def _viewer(case: str, stack: SliceStack) -> str:

@@ -240,6 +240,14 @@ def test_pictures_are_embedded_where_they_are(folder, tmp_path):
     assert render_page(record(), tmp_path).count("No pictures of this case.") == 3
 
 
+@pytest.mark.parametrize("change", [{"status": "failed"}, {"status": "empty"}, {"warnings": ["no picture: disk full"]}])
+def test_what_an_earlier_run_drew_is_not_shown_for_a_case_without_a_picture(folder, change):
+    value = record()
+    for case in value["cases"]:
+        case.update(change)
+    assert render_page(value, folder).count("No pictures of this case.") == 3
+
+
 def test_viewer_can_be_reached_by_keyboard_and_is_named(folder):
     reader = Reader(render_page(record(), folder))
     viewer = next(a for _, a in reader.tags if a.get("class") == "viewer")
