@@ -61,7 +61,7 @@ class Cohort:
             "--config",
             "input=in put",
             "output=out",
-            "work=work",
+            "work=my work",
             "threads=1",
             program,
             *settings,
@@ -79,15 +79,15 @@ def test_a_failed_case_is_told_and_a_broken_shard_is_done_when_called_again(tmp_
     status, told = cohort.run("shards=3", fate={"1/3": "broken", "2/3": "failed"})
     assert status == 1
     assert "1 of 3 shards are not done" in told
-    assert f"{tmp_path}/work/logs/1-of-3.log" in told
-    assert not (tmp_path / "work" / "record.json").exists()
+    assert f"{tmp_path}/my work/logs/1-of-3.log" in told
+    assert not (tmp_path / "my work" / "record.json").exists()
     before = len(cohort.calls())
     assert sorted(call[0] for call in cohort.calls()) == ["1/3", "1/3", "2/3", "3/3"]
     status, told = cohort.run("shards=3")
     assert status == 0
     assert [call[0] for call in cohort.calls()[before:]] == ["1/3"]
     assert "3 cases: 2 ok, 0 repaired, 1 failed: case-2" in told
-    assert [case["id"] for case in read_record(tmp_path / "work" / "record.json")["cases"]] == [
+    assert [case["id"] for case in read_record(tmp_path / "my work" / "record.json")["cases"]] == [
         "case-1",
         "case-2",
         "case-3",
@@ -99,7 +99,7 @@ def test_a_shard_that_was_cut_short_is_not_done(tmp_path):
     cohort = Cohort(tmp_path)
     status, _ = cohort.run("shards=1", fate={"1/1": "cut"})
     assert status == 1
-    assert "the run was ended by SIGTERM" in (tmp_path / "work" / "logs" / "1-of-1.log").read_text()
+    assert "the run was ended by SIGTERM" in (tmp_path / "my work" / "logs" / "1-of-1.log").read_text()
 
 
 def test_every_gpu_has_one_shard_at_a_time(tmp_path):
