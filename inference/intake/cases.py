@@ -74,12 +74,14 @@ def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
     Names begin with the ID and end in the sequence (`-t1n`, `_t1ce`, `_0003`, …; `.nii` or `.nii.gz`; capitals too); a
     file whose whole name is the sequence belongs to the case that its folder names. Hidden and other files are ignored,
     and so are sub-folders in `ignored` (an output folder inside the input folder, say) and links to a folder that
-    contains them. A sub-folder without any sequence is a problem, unless the cases lie side by side.
+    contains them. A sub-folder without any sequence is a problem, unless the cases lie side by side, its case has files
+    elsewhere, or it contains one of `ignored`.
 
     Raises FolderError where `folder` cannot be read or holds nothing like a case.
     """
     candidates, folders = _candidates(folder)
     problems: list[CaseError] = []
+    nameless: list[Path] = []
     hidden = {os.path.realpath(path) for path in ignored}
     flat = bool(candidates)
     for subfolder in folders:
@@ -92,13 +94,15 @@ def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
             problems.append(error)
             continue
         candidates += inside
-        if not inside and not flat:
-            problems.append(_empty(subfolder))
+        if not inside and not flat and not any(Path(path).is_relative_to(real) for path in hidden):
+            nameless.append(subfolder)
     if not candidates:
         raise FolderError(
             f"{printable(str(folder))}: no case found (none of its files and none in its {len(folders)} sub-folders is "
             f"named like a sequence, expected <ID>/<ID>-t1n{_SUFFIX}, -t1c, -t2w, -t2f, or <ID>_t1, _t1ce, _t2, _flair)"
         )
+    whole = {candidate.id for candidate in candidates}
+    problems += [_empty(subfolder) for subfolder in nameless if printable(subfolder.name) not in whole]
     return _listing(candidates, problems)
 
 
@@ -115,11 +119,16 @@ def _candidates(folder: Path) -> tuple[list[_Candidate], list[Path]]:
         path = folder / name
         if match:
             word = match["word"] or match["number"]
-            identifier = match["id"] or printable(Path(os.path.realpath(folder)).name)
+            identifier = match["id"] or printable(_own_name(folder))
             candidates.append(_Candidate(identifier, _ALIASES[word.lower()], path))
         elif name not in _STRAY_FOLDERS and os.path.isdir(path):  # noqa: PTH112 (never raises, unlike Path.is_dir on a loop)
             folders.append(path)
     return candidates, folders
+
+
+def _own_name(folder: Path) -> str:
+    """What a folder is called here, whatever a link leads to; the name of `.` or `..` is that of the folder itself."""
+    return folder.name if folder.name not in ("", "..") else Path(os.path.realpath(folder)).name
 
 
 def _in_subfolder(folder: Path) -> list[_Candidate]:

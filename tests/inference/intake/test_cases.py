@@ -51,6 +51,32 @@ def test_cases_come_sorted_by_id(tmp_path):
     assert [case.id for case in find_cases(tmp_path).cases] == ["a", "b", "c"]
 
 
+def test_a_link_to_a_folder_gives_its_own_name_to_a_case(tmp_path):
+    for store, name in (("one", "P-00001-000"), ("two", "P-00002-000")):
+        touch(tmp_path / "stores" / store / "baseline", *(f"{sequence}.nii.gz" for sequence in SEQUENCES))
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / name).symlink_to(tmp_path / "stores" / store / "baseline")
+    listing = find_cases(tmp_path / "in")
+    assert [case.id for case in listing.cases] == ["P-00001-000", "P-00002-000"]
+    assert listing.problems == ()
+
+
+def test_an_empty_folder_of_a_case_that_is_elsewhere_is_no_second_case(tmp_path):
+    put_case(tmp_path, "P1")
+    (tmp_path / "P1").rename(tmp_path / "P1copy")
+    (tmp_path / "P1").mkdir()
+    listing = find_cases(tmp_path)
+    assert [case.id for case in listing.cases] == ["P1"]
+    assert listing.problems == ()
+
+
+def test_a_folder_around_an_output_folder_is_no_case(tmp_path):
+    put_case(tmp_path, "P1")
+    (tmp_path / "results" / "labels").mkdir(parents=True)
+    assert [problem.case for problem in find_cases(tmp_path).problems] == ["results"]
+    assert find_cases(tmp_path, ignored=[tmp_path / "results" / "labels"]).problems == ()
+
+
 def test_a_folder_that_is_missing_or_a_file_is_named(tmp_path):
     with pytest.raises(FolderError, match=r"nowhere: cannot be read \(No such file"):
         find_cases(tmp_path / "nowhere")
