@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+LABEL_MAPS: Final = "label maps"
+"""What is in the folder that holds nothing else."""
+
 _NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.ENOENT)
 
 
@@ -42,12 +45,14 @@ def prepare_folder(folder: Path) -> None:
 def keep_apart(folders: Mapping[str, Path], taken: Mapping[str, Path]) -> None:
     """UsageError where one of `folders`, by option, is one of those `taken`, by what is in them.
 
-    A folder of label maps holds these alone, since organisers read whatever is in it.
+    None may lie within the folder of label maps either: it holds these alone, as organisers read whatever is in it.
     """
     for option, folder in folders.items():
         for what, other in taken.items():
             if folder.resolve() == other.resolve():
                 raise UsageError(f"{option}: {folder} is the folder of the {what}, expected one of its own")
+            if what == LABEL_MAPS and folder.resolve().is_relative_to(other.resolve()):
+                raise UsageError(f"{option}: {folder} lies in the folder of the {what}, expected one outside of it")
 
 
 class RecordFile:

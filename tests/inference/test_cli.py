@@ -345,6 +345,9 @@ def test_nothing_but_label_maps_may_go_to_their_folder(
     assert not output.exists()
     assert infer(cases, tiny_bundle, option, str(cases)) == 2
     assert "is the folder of the cases, expected one of its own" in capsys.readouterr().err
+    assert infer(cases, tiny_bundle, option, str(output / "within")) == 2
+    assert "lies in the folder of the label maps, expected one outside of it" in capsys.readouterr().err
+    assert not output.exists()
 
 
 def test_the_record_may_not_lie_among_the_label_maps(
