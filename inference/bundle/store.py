@@ -341,7 +341,7 @@ def write_bundle(folder: Path, new: NewBundle) -> Bundle:
     The files are written beside it first: whatever goes wrong (BundleError, OSError), `folder` is as it was.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+    if folder.exists() and any(folder.iterdir()) and not _is_bundle(folder):
         raise BundleError(f"{folder}: found a folder that is no bundle, expected none or a bundle to replace")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
@@ -350,10 +350,30 @@ def write_bundle(folder: Path, new: NewBundle) -> Bundle:
         _write_contents(fresh, new)
         (fresh / MANIFEST).write_bytes(render_manifest(_describe(fresh, new)))
         load_bundle(fresh)
-        if folder.exists():
-            folder.rename(Path(scratch, "old"))
-        fresh.rename(folder)
+        _replace(folder, fresh, Path(scratch, "old"))
     return load_bundle(folder)
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder has a bundle's manifest, and not merely a file of its name."""
+    try:
+        read_manifest(folder)
+    except BundleError:
+        return False
+    return True
+
+
+def _replace(folder: Path, fresh: Path, old: Path) -> None:
+    """Put the folder `fresh` in the place of `folder`, which goes to `old`, or comes back if that fails."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        fresh.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
 
 
 def _describe(folder: Path, new: NewBundle) -> Manifest:

@@ -238,4 +238,24 @@ def test_a_folder_that_is_no_bundle_is_not_replaced(tmp_path: Path, plain_models
     (tmp_path / "precious.txt").write_text("keep")
     with pytest.raises(BundleError, match="no bundle"):
         write_bundle(tmp_path, describe(plain_models))
+    (tmp_path / "manifest.json").write_text("{}")  # somebody else's
+    with pytest.raises(BundleError, match="no bundle"):
+        write_bundle(tmp_path, describe(plain_models))
     assert (tmp_path / "precious.txt").read_text() == "keep"
+
+
+def test_an_interrupted_replacement_leaves_the_old_bundle(
+    bundle: Path, plain_models: Models, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = load_bundle(bundle).digest
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bundle(bundle, describe(plain_models, version="2"))
+    assert load_bundle(bundle).digest == before
