@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import TypeAlias
@@ -78,7 +78,8 @@ class Segmenter:
             record = walk_to_end(segment_case(Case(case, paths), self._system, Destination(folder)))
             written = nib.load(folder / f"{case}.nii.gz")
             labels = np.asarray(written.dataobj, np.uint8)
-        return Segmentation(labels, written.affine, nib.Nifti1Image(labels, written.affine, written.header), record)
+        image = nib.Nifti1Image(labels, written.affine, written.header)
+        return Segmentation(labels, written.affine, image, replace(record, output=None))
 
 
 def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
