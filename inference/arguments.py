@@ -23,7 +23,7 @@ EMBEDDED: Final = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _EPILOGUE: Final = """\
 exit status: 0 every case was written; 1 some case failed, the others were written; 2 nothing was attempted.
-environment: GLIOMA_BUNDLE, ON_ERROR and OMP_NUM_THREADS are the defaults of --bundle, --on-error and --threads."""
+environment: GLIOMA_BUNDLE and ON_ERROR are the defaults of --bundle and --on-error; OMP_NUM_THREADS bounds --threads'."""
 
 
 @dataclass(frozen=True)
@@ -162,9 +162,6 @@ def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, s
     given, unknown = parser.parse_known_args(list(words))
     ignored = _ignorable(unknown, parser)
     on_error = given.on_error or environment.get("ON_ERROR") or "skip"
-    wished = environment.get("OMP_NUM_THREADS", "")
-    # Schedulers set it to what a job was given; on fewer cores than threads, threads wait for each other.
-    threads = given.threads or (int(wished) if wished.isdecimal() and int(wished) else None)
     if on_error not in ("skip", "empty", "stop"):
         raise UsageError(f"ON_ERROR: found {on_error!r} in the environment, expected skip, empty or stop")
     return InferArguments(
@@ -181,7 +178,7 @@ def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, s
         on_error=cast("OnError", on_error),
         resume=given.resume,
         shard=given.shard,
-        threads=threads,
+        threads=given.threads,
         ignored=ignored,
     )
 

@@ -64,10 +64,8 @@ def test_the_environment_gives_defaults_that_words_override() -> None:
     assert infer("--on-error", "stop", ON_ERROR="empty").on_error == "stop"
     assert infer("--on_error=stop").on_error == "stop"
     assert infer(ON_ERROR="").on_error == "skip"
-    assert infer(OMP_NUM_THREADS="3").threads == 3
     assert infer("--threads", "2", OMP_NUM_THREADS="3").threads == 2
-    assert infer(OMP_NUM_THREADS="4,2").threads is None
-    assert infer(OMP_NUM_THREADS="0").threads is None
+    assert infer(OMP_NUM_THREADS="3").threads is None  # the machine's cores and quota have a say as well
     assert infer(GLIOMA_BUNDLE="/b").bundle == Path("/b")
     assert infer("--bundle", "/c", GLIOMA_BUNDLE="/b").bundle == Path("/c")
 
