@@ -23,7 +23,8 @@ EMBEDDED: Final = Path(__file__).resolve().parents[1] / "weights" / "embedded"
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _EPILOGUE: Final = """\
 exit status: 0 every case was written; 1 some case failed, the others were written; 2 nothing was attempted.
-environment: GLIOMA_BUNDLE and ON_ERROR are the defaults of --bundle and --on-error; OMP_NUM_THREADS bounds --threads'."""
+environment: GLIOMA_BUNDLE and ON_ERROR are the defaults of --bundle and --on-error; OMP_NUM_THREADS bounds that of
+  --threads."""
 
 
 @dataclass(frozen=True)
