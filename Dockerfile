@@ -72,7 +72,6 @@ RUN cd /opt/glioma/app && "$VIRTUAL_ENV/bin/python" -m compileall -q --invalidat
 # and no compiler. The program is isolated (-I): neither a working directory nor a caller's PYTHON* variables, which
 # Apptainer hands through, change what it imports.
 FROM ${BASE_IMAGE} AS base
-ARG RUN_AS
 RUN . /etc/os-release \
     && if [ "$VERSION_CODENAME" = bookworm ]; then \
         apt-get update -qq \
@@ -89,11 +88,13 @@ WORKDIR /opt/glioma/app
 ENTRYPOINT ["/opt/glioma/venv/bin/python", "-I", "-m", "inference"]
 HEALTHCHECK --interval=10m --timeout=2m CMD ["/opt/glioma/venv/bin/python", "-I", "-m", "inference", "check"]
 
-# inference: what is submitted. The bundle is checked as the user who will read it.
+# inference: what is submitted. The bundle is checked as the user who will read it. Every stage asks for RUN_AS itself:
+# buildah hands no argument on from one stage to the next, and would run the image as root.
 FROM base AS inference
 COPY --from=builder-runtime /opt/glioma /opt/glioma
 COPY --from=program /opt/glioma/app /opt/glioma/app
 COPY --from=bundle . /opt/glioma/bundle
+ARG RUN_AS
 USER ${RUN_AS}
 RUN ["/opt/glioma/venv/bin/python", "-I", "-m", "inference", "check"]
 
@@ -102,6 +103,7 @@ FROM base AS cpu
 COPY --from=builder-cpu /opt/glioma /opt/glioma
 COPY --from=program /opt/glioma/app /opt/glioma/app
 COPY --from=bundle . /opt/glioma/bundle
+ARG RUN_AS
 USER ${RUN_AS}
 RUN ["/opt/glioma/venv/bin/python", "-I", "-m", "inference", "check"]
 
@@ -110,6 +112,7 @@ FROM base AS training
 COPY --from=builder-training /opt/glioma /opt/glioma
 COPY --from=training-program /opt/glioma/app /opt/glioma/app
 COPY --from=bundle . /opt/glioma/bundle
+ARG RUN_AS
 USER ${RUN_AS}
 RUN ["/opt/glioma/venv/bin/python", "-I", "-m", "inference", "check"]
 ENTRYPOINT ["/opt/glioma/venv/bin/python", "-I", "-m", "training"]
