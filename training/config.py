@@ -59,7 +59,7 @@ class DatasetConfig:
 class OptimiserConfig:
     """How the weights move."""
 
-    name: str = "sgd"
+    name: typing.Literal["sgd", "adamw"] = "sgd"
     """`sgd` (Nesterov) or `adamw`."""
     learning_rate: float = 0.01
     """At the first epoch; falls as (1 - epoch / epochs)^0.9."""
@@ -140,16 +140,21 @@ class SubtypeConfig:
 class TuningConfig:
     """What out-of-fold predictions decide."""
 
-    metric: int = 2024
+    metric: typing.Literal[2023, 2024] = 2024
     """Version of the official lesion-wise score that is maximised."""
-    profile: str = "fast"
+    profile: typing.Literal["fast", "paper"] = "fast"
     """Profile of the out-of-fold predictions: fast or paper."""
-    weights: str = "score_share"
+    weights: typing.Literal["score_share", "rank", "search", "paper"] = "score_share"
     """Ensemble weights: `score_share` of the models, share of their points by `rank`, a grid `search` for the best
     ensemble, or `paper` for the published 17/36 and 19/36."""
     forms: tuple[str, ...] = ("original",)
     """Forms of the cases that are predicted and scored."""
-    groups: tuple[str, ...] = ("regions", "components", "ratio", "subtypes")
+    groups: tuple[typing.Literal["regions", "components", "ratio", "subtypes"], ...] = (
+        "regions",
+        "components",
+        "ratio",
+        "subtypes",
+    )
     """Thresholds that are searched: of regions, smallest components, ET/WT ratio, and own ones of subtypes. The others
     leave predictions alone (regions at 0.5)."""
 
@@ -398,6 +403,16 @@ def _convert(hint: object, value: object, where: str) -> object:
         if arguments[-1] is not Ellipsis and len(value) != len(arguments):
             raise UsageError(f"{where}: found {len(value)} values, expected {len(arguments)}")
         return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
+    return _plain(hint, value, where)
+
+
+def _plain(hint: object, value: object, where: str) -> object:
+    """A value that holds no other of a type of its own."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UsageError(f"{where}: found {value!r}, expected one of {', '.join(map(str, arguments))}")
+        return value
     if origin is not None:
         if not isinstance(value, dict):
             raise UsageError(f"{where}: found {value!r}, expected keys and values")

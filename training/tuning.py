@@ -472,7 +472,8 @@ Scores = dict[str, dict[str, float]]
 def score_systems(
     config: RunConfig, copies: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned
 ) -> dict[str, dict[str, Scores]]:
-    """Out-of-fold Dice per system, form and region: whole-volume over copies that have the region, and lesion-wise.
+    """Out-of-fold Dice per system, form and region: whole-volume over copies that have the region (left out
+    where none has), and lesion-wise.
 
     Systems: each model alone, the ensemble, and the ensemble refined by thresholds chosen without the copy's fold.
     """
@@ -505,7 +506,7 @@ def _score_form(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer, f
         present = [region_mask(copies[index].reference, region).any() for index in chosen]
         whole = [score[region].dice for score, has in zip(scores[2023], present, strict=True) if has]
         summary[region] = {
-            "dice": float(np.mean(whole)) if whole else float("nan"),
+            **({"dice": float(np.mean(whole))} if whole else {}),
             "cases_with_region": float(len(whole)),
             "lesionwise_dice_2023": float(np.mean([score[region].lesionwise_dice for score in scores[2023]])),
             "lesionwise_dice_2024": float(np.mean([score[region].lesionwise_dice for score in scores[2024]])),

@@ -30,6 +30,8 @@ PAPER_WEIGHTS = {"nnunet": 17 / 36, "mednext": 19 / 36}
 """The paper's ensemble weights, 0.4722 and 0.5278."""
 WEIGHT_STEPS = 10
 """The search tries every way to share so many parts among the models."""
+LEAST_SCORE = 0.001
+"""Taken for a model's mean score where that is less."""
 
 Weights = Mapping[str, float]
 
@@ -64,20 +66,16 @@ class Evidence:
 
 
 def simplex(models: int, steps: int = WEIGHT_STEPS) -> NDArray[np.float64]:
-    """(weightings, models): all ways to share `steps` equal parts, the most even first."""
-    shares = np.array([parts for parts in product(range(steps + 1), repeat=models) if sum(parts) == steps])
+    """(weightings, models): all ways to share `steps` equal parts, one at least for each model, the most even first."""
+    shares = np.array([parts for parts in product(range(1, steps + 1), repeat=models) if sum(parts) == steps])
     weights: NDArray[np.float64] = shares / steps
     return weights[np.argsort(np.abs(weights - 1 / models).max(axis=1).round(12), kind="stable")]
 
 
 def score_share(evidence: Evidence, copies: Sequence[int]) -> Weights:
-    """Each model's share of the sum of mean scores; even where all are 0."""
-    scores = evidence.alone[:, copies].mean(axis=(1, 2))
-    total = float(scores.sum())
-    return {
-        name: float(score) / total if total else 1 / len(scores)
-        for name, score in zip(evidence.names, scores, strict=True)
-    }
+    """Each model's share of the sum of mean scores, none below LEAST_SCORE: a bundle holds no model without a say."""
+    scores = evidence.alone[:, copies].mean(axis=(1, 2)).clip(min=LEAST_SCORE)
+    return {name: float(score / scores.sum()) for name, score in zip(evidence.names, scores, strict=True)}
 
 
 def rank(evidence: Evidence, copies: Sequence[int]) -> Weights:
@@ -108,10 +106,8 @@ WAYS: Mapping[str, Callable[[Evidence, Sequence[int]], Weights]] = {
 
 
 def check_weights(config: RunConfig) -> None:
-    """UsageError where the configuration names no way to weigh its models."""
+    """UsageError where the configuration's way to weigh models is not one for its models."""
     names = [model.name for model in config.models]
-    if config.tuning.weights not in WAYS:
-        raise UsageError(f"ensemble weights {config.tuning.weights!r}: expected one of {', '.join(WAYS)}")
     if config.tuning.weights == "paper" and set(names) != set(PAPER_WEIGHTS):
         raise UsageError(f"the paper's ensemble weights are for {', '.join(PAPER_WEIGHTS)}, not {', '.join(names)}")
 

@@ -44,10 +44,11 @@ def configured(way):
 
 def test_the_simplex_is_complete_and_begins_in_its_middle():
     two, three = simplex(2), simplex(3)
-    assert (len(two), len(three)) == (11, 66)
+    assert (len(two), len(three)) == (9, 36)
     assert np.allclose(two.sum(axis=1), 1)
     assert two[0].tolist() == [0.5, 0.5]
-    assert {tuple(row) for row in two[-2:].tolist()} == {(0, 1), (1, 0)}
+    assert {tuple(row) for row in two[-2:].tolist()} == {(0.1, 0.9), (0.9, 0.1)}
+    assert min(two.min(), three.min()) == 0.1  # no bundle holds a model without a say
 
 
 def test_shares_of_the_scores():
@@ -64,7 +65,7 @@ def test_ranks_count_how_often_and_not_by_how_much():
 def test_only_the_copies_that_are_asked_for_speak():
     found = evidence([[1, 0], [0, 1]])
     assert rank(found, [0])["nnunet"] > rank(found, [1])["nnunet"]
-    assert score_share(found, [1])["nnunet"] == 0
+    assert 0 < score_share(found, [1])["nnunet"] < 0.01
 
 
 def test_the_search_takes_the_best_mixture_and_the_most_even_of_equals():
@@ -80,7 +81,7 @@ def test_the_search_scores_the_mean_probabilities():
     assert found["search"].weights == pytest.approx({"nnunet": 0.6, "mednext": 0.4})
     assert found["search"].score == 1
     assert found["paper"].score == 0
-    assert found["score_share"].weights == {"nnunet": 1, "mednext": 0}
+    assert found["score_share"].weights == pytest.approx({"nnunet": 1, "mednext": 0}, abs=0.002)
 
 
 def test_every_fold_is_scored_with_the_weights_of_the_others():
@@ -97,11 +98,6 @@ def test_the_papers_weights_are_a_preset():
     assert found["paper"].weights == PAPER_WEIGHTS
     assert set(found) == set(WAYS)
     assert PAPER_WEIGHTS["nnunet"] == pytest.approx(0.4722, abs=1e-4)
-
-
-def test_other_weights_are_refused():
-    with pytest.raises(UsageError, match="'guess': expected one of score_share, rank, search, paper"):
-        choose_weights(configured("guess"), [], 2024, Workers())
 
 
 def test_the_papers_weights_are_refused_for_other_models():

@@ -25,7 +25,7 @@ from training.evaluation.lesionwise import Version, score_case
 from training.evaluation.systems import Systems
 from training.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy
 from training.stratify import SPACING, load_subtypes
-from training.tuning import GROUPS, Choice, choice_of, refined
+from training.tuning import GROUPS, SUBTYPES, Choice, choice_of, refined
 from training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -117,9 +117,9 @@ def read_plan(config: RunConfig, work: Path) -> Plan:
 
 
 def _steps(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
-    """The choice after each step, that of all subtypes as one."""
-    last = list(chosen.values())[-1]
-    return {**{name: chosen[name] for name in GROUPS}, **({"subtypes": last} if len(chosen) > len(GROUPS) else {})}
+    """The choice after each step that the run took, that of all subtypes as one."""
+    steps = {name: choice for name, choice in chosen.items() if name in GROUPS}
+    return steps if len(steps) == len(chosen) else {**steps, SUBTYPES: list(chosen.values())[-1]}
 
 
 def _scratch_models(config: RunConfig, work: Path) -> list[str]:

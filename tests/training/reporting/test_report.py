@@ -239,6 +239,22 @@ def test_components_are_made_again_where_the_folds_lack_them(finished, tmp_path)
         assert found[case] == pytest.approx(point)
 
 
+@pytest.mark.parametrize("groups", [["components", "ratio", "subtypes"], ["components"], []])
+def test_a_run_that_tunes_only_some_groups_has_the_arms_of_these(finished, tmp_path, groups):
+    config, work = finished
+    older = copied(work, tmp_path, *STRATA, "tuning.json", "subtypes.json", "subtypes.safetensors", "out_of_fold")
+    content = json.loads((older / "tuning.json").read_text())
+    for steps in content["by_fold"].values():
+        for name in list(steps):
+            if name.partition(" ")[0] not in groups:
+                del steps[name]
+        if "subtypes" in groups:
+            steps["subtypes 0"] = steps["components"]
+    (older / "tuning.json").write_text(json.dumps(content))
+    names = [arm.name for arm in read_plan(config, older).arms]
+    assert names[-len(groups) - 1 :] == ["ensemble", *groups]
+
+
 def test_tuning_that_does_not_tell_its_folds_is_refused(finished, tmp_path):
     config, work = finished
     older = copied(work, tmp_path, *STRATA, "tuning.json")
