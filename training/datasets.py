@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from inference.errors import UsageError
 from inference.intake.cases import Case, find_cases
-from inference.intake.scan import read_labels, read_scan
+from inference.intake.geometry import SAME_PLACE, Geometry
+from inference.intake.scan import Scan, read_labels, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from training.config import STAGES, RunConfig, SourceConfig
 from training.workers import open_workers
@@ -54,8 +55,8 @@ def dataset_name(stage: str) -> str:
 
 
 def patient_of(case: str) -> str:
-    """Patient of a case ID: what precedes the time point in BraTS 2023 names (`BraTS-GLI-00001-000`), else the ID."""
-    return re.sub(r"(BraTS-[A-Za-z]+-\d{5})-\d{3}$", r"\1", case)
+    """Patient of a case ID: what precedes the time point in names like `BraTS-GLI-00001-000`, else the ID."""
+    return re.sub(r"(.+-\d{5})-\d{3}$", r"\1", case)
 
 
 def copy_name(case: str, form: str) -> str:
@@ -132,15 +133,20 @@ def copies_of(work: Path, stage: str) -> dict[str, str]:
 def load_case(
     entry: CaseEntry, config: RunConfig, form: str = "original"
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A case in one of its forms: data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS."""
+    """A case in one of its forms: data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS.
+
+    UsageError for another form, voxels that are not of 1 mm, or labels that lie elsewhere than the scan.
+    """
     if entry.phantom_seed is not None:
         from training.phantoms import make_phantom
 
         phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
         data, labels = phantom.data, phantom.labels
     else:
-        data = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id]).data
-        labels, _ = read_labels(Path(entry.labels))
+        scan = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id])
+        labels, place = read_labels(Path(entry.labels))
+        _check_grid(scan, place)
+        data = scan.data
     if form == "original":
         return data, labels
     from training.africa import degrade
@@ -149,6 +155,21 @@ def load_case(
     if match is None:
         raise UsageError(f"form {form!r}: expected original, or africa and a number")
     return degrade(data, seed=copy_seed(entry.id, form)), labels
+
+
+def _check_grid(scan: Scan, labels: Geometry) -> None:
+    """Everything here counts voxels as cubic millimetres: data sets, features, thresholds and scores."""
+    if not np.allclose(scan.spacing, 1, atol=0.05):
+        found = " × ".join(f"{edge:g}" for edge in scan.spacing)
+        raise UsageError(
+            f"{scan.case}: found voxels of {found} mm, expected 1 × 1 × 1 mm: resample scan and labels first"
+        )
+    if labels.canonical_shape != scan.geometry.canonical_shape or labels.displacement(scan.geometry) > SAME_PLACE:
+        found = " × ".join(map(str, labels.canonical_shape))
+        expected = " × ".join(map(str, scan.geometry.canonical_shape))
+        raise UsageError(
+            f"{scan.case}: found labels of {found} voxels elsewhere than the scan's {expected}, expected its grid"
+        )
 
 
 def load_labels(entry: CaseEntry, config: RunConfig) -> NDArray[np.uint8]:

@@ -53,7 +53,7 @@ def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold:
 def write_splits(config: RunConfig, work: Path) -> None:
     """nnU-Net's `splits_final.json` of every stage, from the one case → fold map; phantoms train in every fold.
 
-    Raises LeakError where a patient would be on both sides.
+    Raises LeakError where a patient would be on both sides, and UsageError for a fold without a case.
     """
     folds = read_folds(work / "folds.json")
     entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
@@ -64,6 +64,9 @@ def write_splits(config: RunConfig, work: Path) -> None:
         phantoms = [copy for copy, case in copies.items() if not entries[case].in_folds]
         splits = splits_of(folds, sources, phantoms)
         check_no_leak(folds, patients, sources, splits, phantoms)
+        held_out = [len(split["val"]) for split in splits] + [0] * (config.folds - len(splits))
+        if 0 in held_out:
+            raise UsageError(f"{stage}: fold {held_out.index(0)} has no case, expected one at least: use fewer `folds`")
         target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
         target.parent.mkdir(parents=True, exist_ok=True)
         write_json(splits, target)

@@ -20,7 +20,7 @@ from training.config import RunConfig
 from training.crossval import SingleModel, stored_weights, trained_network
 from training.datasets import CaseEntry, load_case, read_cases
 from training.planning import CONFIGURATION
-from training.stratify import SPACING, load_subtypes
+from training.stratify import SPACING, ancestor_folds, load_subtypes
 
 LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn", "pyradiomics")
 """Whose versions a bundle records."""
@@ -55,9 +55,17 @@ def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bun
             scores=scores,
             subtypes=subtypes,
             fold_subtypes=load_subtypes(work / "fold_subtypes.json"),
-            folds=json.loads((work / "folds.json").read_text(encoding="utf-8")),
+            folds=all_folds(config, work),
         ),
     )
+
+
+def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
+    """The run's `folds.json`, and the cases of its ancestors, whom descendants must keep in their folds as well."""
+    content: dict[str, dict[str, object]] = json.loads((work / "folds.json").read_text(encoding="utf-8"))
+    older_folds, older_patients = ancestor_folds(config)
+    both = {"folds": {**older_folds, **content["folds"]}, "patients": {**older_patients, **content["patients"]}}
+    return {**content, **both}
 
 
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:

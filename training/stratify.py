@@ -84,18 +84,23 @@ def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
     return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
 
 
+def ancestor_folds(config: RunConfig) -> tuple[dict[str, int], dict[str, str]]:
+    """Case → fold and case → patient by the ancestor's `folds.json`; empty where there is none."""
+    path = Path(config.ancestor) / "folds.json"
+    if not config.ancestor or not path.is_file():
+        return {}, {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["folds"], content.get("patients", {})
+
+
 def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
     """Case → fold of those cases (case → patient) whose patient has a fold in the ancestor; empty without an ancestor.
 
     Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where this run has no
     such fold.
     """
-    if not config.ancestor:
-        return {}
-    path = Path(config.ancestor) / "folds.json"
-    content = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"folds": {}}
-    old_patients = content.get("patients", {})
-    fold_of = {old_patients.get(case, case): fold for case, fold in content["folds"].items()}
+    old_folds, old_patients = ancestor_folds(config)
+    fold_of = {old_patients.get(case, case): fold for case, fold in old_folds.items()}
     kept = {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
     for case, fold in kept.items():
         if fold >= config.folds:

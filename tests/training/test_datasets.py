@@ -50,6 +50,7 @@ def config(tmp_path, phantom):
     [
         ("BraTS-GLI-00012-001", "BraTS-GLI-00012"),
         ("BraTS-SSA-00012-000", "BraTS-SSA-00012"),
+        ("P-00001-001", "P-00001"),
         ("BraTS2021_01477", "BraTS2021_01477"),
         ("TCGA-DU-7294", "TCGA-DU-7294"),
     ],
@@ -111,6 +112,24 @@ def test_a_case_without_labels_is_named(config):
     (folder / "BraTS-SSA-00001-001-seg.nii.gz").unlink()
     with pytest.raises(UsageError, match="BraTS-SSA-00001-001: no label map"):
         list_cases(config)
+
+
+@pytest.mark.parametrize(
+    ("zoom", "words"),
+    [((1, 1, 3), "voxels of 1 × 1 × 3 mm, expected 1 × 1 × 1 mm"), (None, "elsewhere than the scan's")],
+)
+def test_a_grid_that_nothing_here_expects_is_named(config, zoom, words):
+    folder = Path(config.source("real").folder) / "BraTS-SSA-00001-001"
+    for path in folder.iterdir():
+        image = nibabel.load(path)
+        if zoom:
+            image = nibabel.Nifti1Image(np.asarray(image.dataobj), image.affine @ np.diag((*zoom, 1)))
+        elif "-seg" in path.name:
+            image = nibabel.Nifti1Image(np.asarray(image.dataobj)[:-1], image.affine)
+        nibabel.save(image, path)
+    entry = next(entry for entry in list_cases(config) if entry.id == "BraTS-SSA-00001-001")
+    with pytest.raises(UsageError, match=f"^BraTS-SSA-00001-001: found .*{words}"):
+        load_case(entry, config)
 
 
 def test_labels_are_found_under_every_name(tmp_path):

@@ -16,8 +16,9 @@ import torch
 from inference.errors import BundleError, UsageError
 from training import devices
 from training.config import load_config
-from training.datasets import dataset_description, write_json
-from training.fitting import load_ancestor, make_trainer, stage_settings
+from training.datasets import CaseEntry, copy_name, dataset_description, dataset_name, write_cases, write_json
+from training.fitting import load_ancestor, make_trainer, stage_settings, write_splits
+from training.freezing import all_folds
 from training.planning import ancestor_plans, model_plans
 from training.stratify import kept_folds
 from training.trainers import trainable_parameters
@@ -170,6 +171,29 @@ def test_patients_that_the_ancestor_knows_keep_their_fold(tmp_path):
     )
     patients = {"old-001": "old", "new-000": "new"}
     assert kept_folds(config, patients) == {"old-001": 1}
+
+
+def test_a_bundle_tells_the_folds_of_its_ancestors_too(embedded_bundle, tmp_path):
+    write_json({"folds": {"new-00001-000": 4}, "patients": {"new-00001-000": "new-00001"}}, tmp_path / "folds.json")
+    config = replace(load_config(CONFIGS / "site.yaml"), ancestor=str(embedded_bundle))
+    old = json.loads((embedded_bundle / "folds.json").read_bytes())
+    found = all_folds(config, tmp_path)
+    assert found["folds"] == {**old["folds"], "new-00001-000": 4}
+    assert found["patients"] == {**old["patients"], "new-00001-000": "new-00001"}
+
+
+def test_a_fold_without_a_case_is_refused(tmp_path):
+    config = replace(load_config(CONFIGS / "smoke.yaml"), folds=3)
+    entries = [CaseEntry(name, "phantom", name, "") for name in ("a", "b")]
+    write_cases(entries, tmp_path / "cases.json")
+    write_json({"folds": {"a": 0, "b": 2}}, tmp_path / "folds.json")
+    for stage in config.stages:
+        labels = tmp_path / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
+        labels.mkdir(parents=True)
+        for name in ("a", "b"):
+            (labels / f"{copy_name(name, 'original')}.nii.gz").touch()
+    with pytest.raises(UsageError, match="fold 1 has no case"):
+        write_splits(config, tmp_path)
 
 
 def test_a_patient_whom_every_network_has_seen_is_refused(tmp_path):
