@@ -70,7 +70,7 @@ RUN cd /opt/glioma/app && "$VIRTUAL_ENV/bin/python" -m compileall -q --invalidat
 
 # What all images share: Python where the base has the right one, the rules for an unknown user on a read-only root,
 # and no compiler. The program is isolated (-I): neither a working directory nor a caller's PYTHON* variables, which
-# Apptainer hands through, change what it imports.
+# Apptainer hands through, change what it imports. Libraries that ask for the user's name are given one.
 FROM ${BASE_IMAGE} AS base
 RUN . /etc/os-release \
     && if [ "$VERSION_CODENAME" = bookworm ]; then \
@@ -82,6 +82,7 @@ ENV ON_ERROR=empty \
     GLIOMA_BUNDLE=/opt/glioma/bundle \
     MPLCONFIGDIR=/dev/shm/matplotlib \
     LC_ALL=C.UTF-8 \
+    USER=glioma \
     NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 WORKDIR /opt/glioma/app

@@ -61,6 +61,24 @@ def python(*words: object, timeout: float = 300, **environment: str) -> subproce
     )
 
 
+NAMELESS = """
+import pwd, sys
+def unknown(uid):
+    raise KeyError(f"getpwuid(): uid not found: {uid}")
+pwd.getpwuid = unknown
+from inference.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize("profile", ["fast", "paper"])
+def test_torch_runs_for_a_user_without_a_name(cases: Path, tiny_bundle: Path, tmp_path: Path, profile: str) -> None:
+    words = ["-i", cases, "-o", tmp_path / "out", "--bundle", tiny_bundle, "--engine", "torch", "--profile", profile]
+    done = python("-c", NAMELESS, "infer", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "out").iterdir())) == len(IDS)
+
+
 def test_a_folder_is_segmented_and_recorded(
     cases: Path, tiny_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

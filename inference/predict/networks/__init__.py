@@ -103,7 +103,7 @@ def mednext_size(architecture: Mapping[str, object]) -> tuple[MedNeXtSize, int]:
 def build_network(
     architecture: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool = False
 ) -> nn.Module:
-    """The network that a plan's architecture section describes, freshly initialised.
+    """The network that a plan's architecture section describes, freshly initialised unless it is made on `meta`.
 
     `architecture` is nnU-Net's section as its planner wrote it (`network_class_name`, `arch_kwargs`,
     `_kw_requires_import`), or `MedNeXt` with `arch_kwargs` {"variant": "S" | "B" | "M" | "L"} or {"channels", "blocks",
@@ -197,8 +197,10 @@ def _build_unet(
     arguments.update(input_channels=in_channels, num_classes=out_channels, deep_supervision=deep_supervision)
     unet = {"PlainConvUNet": PlainConvUNet, "ResidualEncoderUNet": ResidualEncoderUNet}[name]
     network: nn.Module = unet(**arguments)
-    # As nnU-Net does after building one; without it, training starts from PyTorch's own initialisation.
-    network.apply(unet.initialize)
+    # As nnU-Net does after building one; without it, training starts from PyTorch's own initialisation. Where there is
+    # nothing to initialise, it would load torch's compiler, which takes a second and asks the system who the user is.
+    if not next(network.parameters()).is_meta:
+        network.apply(unet.initialize)
     return network
 
 
