@@ -61,8 +61,7 @@ def score_table(scores: Mapping[str, object]) -> Iterator[str]:
     yield f"| system | {' | '.join(heads)} |"
     yield "|---" * (1 + len(REGIONS)) + "|"
     for path, regions in rows:
-        cells = (" / ".join(f"{value:.2f}" for value in _shown(regions.get(region))) for region in REGIONS)
-        yield f"| {', '.join(path[-2:])} | {' | '.join(cells)} |"
+        yield f"| {', '.join(path[-2:])} | {' | '.join(_cell(regions.get(region)) for region in REGIONS)} |"
 
 
 def leaves(value: object, path: str = "") -> Iterator[str]:
@@ -108,6 +107,12 @@ def _shown(scores: object) -> list[float]:
     if not isinstance(scores, Mapping):
         return []
     return [float(scores[metric]) for metric in _METRICS if isinstance(scores.get(metric), int | float)]
+
+
+def _cell(scores: object) -> str:
+    """The scores of a region side by side; a dash for the Dice of one that no case has."""
+    cell = " / ".join(f"{value:.2f}" for value in _shown(scores))
+    return f"– / {cell}" if cell and isinstance(scores, Mapping) and "dice" not in scores else cell
 
 
 def _lesionwise(rows: Sequence[_Row]) -> Iterator[str]:

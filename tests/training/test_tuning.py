@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from inference.labels import REGIONS, region_mask
+from training.config import load_config
 from training.out_of_fold import OutOfFold
 from training.tuning import (
     COMPONENT_GRID,
@@ -20,11 +22,15 @@ from training.tuning import (
     choice_of,
     honest_gains,
     paint,
+    score_systems,
     select,
     tables_of,
     tune_all,
 )
 from training.workers import open_workers
+
+SMOKE = load_config(Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml")
+CONFIG = replace(SMOKE, tuning=replace(SMOKE.tuning, forms=("original",)))
 
 
 def reference(enhancing: bool = True):
@@ -217,3 +223,14 @@ def test_scores_are_those_of_the_official_definition():
     official = score_case(reference(), scorer.labels(0, Choice()), (1, 1, 1), 2024, metrics="dice")
     assert scorer.score(0, Choice()) == pytest.approx(np.mean([official[r].lesionwise_dice for r in REGIONS]))
     assert json.dumps(scorer.mean([0], Choice()))
+
+
+def test_a_region_that_no_case_has_is_without_dice():
+    labels = reference(enhancing=False)
+    scorer = scenes([probabilities(labels)] * 2, [labels] * 2)
+    scores = score_systems(CONFIG, scorer.copies, scorer, tune_all(scorer, ["ratio"]))
+    assert json.dumps(scores, allow_nan=False)
+    for forms in scores.values():
+        found = forms["original"]
+        assert found["ET"] == {"cases_with_region": 0, "lesionwise_dice_2023": 1, "lesionwise_dice_2024": 1, "cases": 2}
+        assert (found["WT"]["dice"], found["WT"]["cases_with_region"]) == (1, 2)

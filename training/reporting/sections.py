@@ -203,12 +203,11 @@ def refinement_section(config: RunConfig, work: Path) -> Section:
     tuning = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
     clusters = load_subtypes(work / "subtypes.json").clusters
     honest = tuning["honest_gain"]
+    each = ", ".join(f"{_group_title(name)} {gain:+.4f}" for name, gain in honest.items())
     parts: list[Part] = [
         paragraph(
             "Chosen and kept without the scored fold, refinement changes the mean lesion-wise Dice "
-            f"{config.tuning.metric} by {sum(honest.values()):+.4f}: "
-            + ", ".join(f"{_group_title(name)} {gain:+.4f}" for name, gain in honest.items())
-            + "."
+            f"{config.tuning.metric} by {sum(honest.values()):+.4f}" + (f": {each}." if each else ".")
         ),
         _found_table(tuning, clusters),
         _ruling_table(tuning, clusters),

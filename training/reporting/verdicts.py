@@ -81,7 +81,8 @@ def questions(arms: Sequence[Arm]) -> list[Question]:
     ]
     if len(models) > 1:
         asked += [Question("The ensemble against each model alone", ensemble, model) for model in models]
-    asked.append(Question("All of refinement against the ensemble as it is", last, ensemble))
+    if last != ensemble:
+        asked.append(Question("All of refinement against the ensemble as it is", last, ensemble))
     asked += [Question("The whole method against training from scratch", last, arm) for arm in scratch]
     return asked
 

@@ -40,6 +40,12 @@ def test_scores_become_a_table_wherever_they_are() -> None:
     ]
 
 
+def test_a_region_that_no_case_has_is_without_dice() -> None:
+    absent = {"cases_with_region": 0.0, "lesionwise_dice_2023": 1.0, "lesionwise_dice_2024": 0.9}
+    *_, line = score_table({"ensemble": {"original": {"WT": REGION, "ET": absent}}})
+    assert line == "| ensemble, original | 0.71 / 0.20 / 0.34 |  | – / 1.00 / 0.90 |"
+
+
 def test_scores_of_any_form_make_a_card(tiny_bundle: Path) -> None:
     manifest, digest = read_manifest(tiny_bundle)
     for scores in ({}, {"WT": None}, {"a": {"WT": 0.5}}, {"a": [1, 2]}, {"WT": {"dice": None}}):

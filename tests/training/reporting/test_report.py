@@ -6,6 +6,7 @@ import base64
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -239,22 +240,6 @@ def test_components_are_made_again_where_the_folds_lack_them(finished, tmp_path)
         assert found[case] == pytest.approx(point)
 
 
-@pytest.mark.parametrize("groups", [["components", "ratio", "subtypes"], ["components"], []])
-def test_a_run_that_tunes_only_some_groups_has_the_arms_of_these(finished, tmp_path, groups):
-    config, work = finished
-    older = copied(work, tmp_path, *STRATA, "tuning.json", "subtypes.json", "subtypes.safetensors", "out_of_fold")
-    content = json.loads((older / "tuning.json").read_text())
-    for steps in content["by_fold"].values():
-        for name in list(steps):
-            if name.partition(" ")[0] not in groups:
-                del steps[name]
-        if "subtypes" in groups:
-            steps["subtypes 0"] = steps["components"]
-    (older / "tuning.json").write_text(json.dumps(content))
-    names = [arm.name for arm in read_plan(config, older).arms]
-    assert names[-len(groups) - 1 :] == ["ensemble", *groups]
-
-
 def test_tuning_that_does_not_tell_its_folds_is_refused(finished, tmp_path):
     config, work = finished
     older = copied(work, tmp_path, *STRATA, "tuning.json")
@@ -263,6 +248,36 @@ def test_tuning_that_does_not_tell_its_folds_is_refused(finished, tmp_path):
     (older / "tuning.json").write_text(json.dumps(content))
     with pytest.raises(UsageError, match="run the step `tune` again"):
         write_report(config, older, jobs=1)
+
+
+def tuned_groups(work, target, groups):
+    """A run whose tuning knows these groups alone."""
+    some = copied(work, target, *STRATA, "tuning.json", "subtypes.json", "subtypes.safetensors", "out_of_fold")
+    tuning = json.loads((some / "tuning.json").read_text())
+
+    def left(values):
+        return {name: value for name, value in values.items() if name.split()[0] in groups}
+
+    tuning |= {key: left(tuning[key]) for key in ("found", "nested_gain", "honest_gain")}
+    tuning["by_fold"] = {fold: left(values) for fold, values in tuning["by_fold"].items()}
+    (some / "tuning.json").write_text(json.dumps(tuning))
+    return some
+
+
+@pytest.mark.parametrize("groups", [("components", "ratio", "subtypes"), ("ratio",), ("subtypes",), ()])
+def test_the_arms_are_the_groups_that_were_tuned(finished, tmp_path, groups):
+    config, work = finished
+    some = tuned_groups(work, tmp_path, groups)
+    arms = [arm.name for arm in read_plan(config, some).arms]
+    assert arms == [SCRATCH, "nnunet", "mednext", "ensemble", *groups]
+
+
+def test_a_run_that_tunes_nothing_has_a_report(finished, tmp_path):
+    config, work = finished
+    config = replace(config, tuning=replace(config.tuning, forms=("original",)))
+    page = write_report(config, tuned_groups(work, tmp_path, ()), jobs=1).read_text("utf-8")
+    assert "weighted ensemble" in page
+    assert "All of refinement" not in page
 
 
 def test_a_comparison_model_that_is_not_complete_is_left_out(finished, tmp_path, caplog):
