@@ -104,7 +104,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     threads = arguments.threads or machine.threads
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from inference.folders import LABEL_MAPS, RecordFile, keep_apart, prepare_folder
+    from inference.folders import RecordFile, keep_apart, keep_out, prepare_folder
 
     further = {
         "report": arguments.report,
@@ -112,9 +112,8 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
         "uncertainty": arguments.uncertainty,
     }
     wanted = {f"--{option}": folder for option, folder in further.items() if folder is not None}
-    keep_apart(wanted, {"cases": arguments.data_path, LABEL_MAPS: arguments.output_path})
-    if arguments.record is not None:
-        keep_apart({"--record": arguments.record.parent}, {LABEL_MAPS: arguments.output_path})
+    keep_apart(wanted, {"cases": arguments.data_path})
+    keep_out(wanted | ({"--record": arguments.record.parent} if arguments.record else {}), arguments.output_path)
     listing = _list_cases(arguments.data_path, (arguments.output_path, *wanted.values()))
     for folder in (arguments.output_path, *wanted.values()):
         prepare_folder(folder)
@@ -129,7 +128,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
         threads=threads,
     )
     recorder.begin(_describe_run(arguments, words, system, threads, time.perf_counter() - begin))
-    _preflight(machine, system, threads, {LABEL_MAPS: arguments.output_path, "record": arguments.record, **further})
+    _preflight(machine, system, threads, {"label maps": arguments.output_path, "record": arguments.record, **further})
     into = Destination(arguments.output_path, **further)
     settings = FolderSettings(into, arguments.on_error, arguments.resume, arguments.shard)
     total = len(shard_of([*listing.cases, *listing.problems], arguments.shard))

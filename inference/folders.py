@@ -20,9 +20,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-LABEL_MAPS: Final = "label maps"
-"""What is in the folder that holds nothing else."""
-
 _NO_UNNAMED_FILES: Final = (errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOSYS, errno.ENOENT)
 
 
@@ -43,16 +40,19 @@ def prepare_folder(folder: Path) -> None:
 
 
 def keep_apart(folders: Mapping[str, Path], taken: Mapping[str, Path]) -> None:
-    """UsageError where one of `folders`, by option, is one of those `taken`, by what is in them.
-
-    None may lie within the folder of label maps either: it holds these alone, as organisers read whatever is in it.
-    """
+    """UsageError where one of `folders`, by option, is one of those `taken`, by what is in them."""
     for option, folder in folders.items():
         for what, other in taken.items():
             if folder.resolve() == other.resolve():
                 raise UsageError(f"{option}: {folder} is the folder of the {what}, expected one of its own")
-            if what == LABEL_MAPS and folder.resolve().is_relative_to(other.resolve()):
-                raise UsageError(f"{option}: {folder} lies in the folder of the {what}, expected one outside of it")
+
+
+def keep_out(folders: Mapping[str, Path], label_maps: Path) -> None:
+    """UsageError where one of `folders`, by option, is that of label maps or in it: organisers read all of it."""
+    keep_apart(folders, {"label maps": label_maps})
+    for option, folder in folders.items():
+        if folder.resolve().is_relative_to(label_maps.resolve()):
+            raise UsageError(f"{option}: {folder} lies in the folder of the label maps, expected one outside of it")
 
 
 class RecordFile:

@@ -38,10 +38,10 @@ class Checkpoint:
     """The network's weights by state-dict name."""
 
 
-def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint of nnU-Net v2 or v1, by torch's restricted reader: nothing but numbers, texts and containers.
+def read_plainly(path: Path, *, mmap: bool = False) -> object:
+    """What a file of torch's holds, by its restricted reader: nothing but numbers, texts, tensors and containers.
 
-    Raises UsageError for a file that holds anything else, naming it, or that is no checkpoint.
+    `mmap` leaves tensors on the disk. Raises UsageError for a file that holds anything else, or none of torch's.
     """
     import torch
     from numpy._core.multiarray import scalar
@@ -50,7 +50,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     numbers = [type(np.dtype(kind)) for kind in "efdbhilqBHILQ?"]
     try:
         with torch.serialization.safe_globals([np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
+            contents: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = named[1] if named else "what torch's restricted reader does not read"
@@ -59,7 +59,19 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise UsageError(f"{path}: found no checkpoint of torch in it (damaged, or another kind of file)") from error
-    weights = next((contents[key] for key in _WEIGHTS if key in contents), None) if isinstance(contents, dict) else None
+    return contents
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint of nnU-Net v2 or v1.
+
+    Raises UsageError as :func:`read_plainly` does, and for one without a network's weights.
+    """
+    import torch
+
+    found = read_plainly(path)
+    contents = found if isinstance(found, dict) else {}
+    weights = next((contents[key] for key in _WEIGHTS if key in contents), None)
     if not isinstance(weights, Mapping):
         raise UsageError(f"{path}: found neither {' nor '.join(_WEIGHTS)}, expected a checkpoint of nnU-Net")
     prefix = "module." if weights and all(str(name).startswith("module.") for name in weights) else ""

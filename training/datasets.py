@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from inference.errors import UsageError
 from inference.intake.cases import Case, find_cases
 from inference.intake.geometry import SAME_PLACE, Geometry
+from inference.intake.notes import times
 from inference.intake.scan import Scan, read_labels, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from training.config import STAGES, RunConfig, SourceConfig
@@ -158,17 +159,19 @@ def load_case(
 
 
 def _check_grid(scan: Scan, labels: Geometry) -> None:
-    """Everything here counts voxels as cubic millimetres: data sets, features, thresholds and scores."""
+    """UsageError for voxels that are not of 1 mm, as what counts them here takes for granted, or labels elsewhere."""
     if not np.allclose(scan.spacing, 1, atol=0.05):
         found = " × ".join(f"{edge:g}" for edge in scan.spacing)
         raise UsageError(
             f"{scan.case}: found voxels of {found} mm, expected 1 × 1 × 1 mm: resample scan and labels first"
         )
-    if labels.canonical_shape != scan.geometry.canonical_shape or labels.displacement(scan.geometry) > SAME_PLACE:
-        found = " × ".join(map(str, labels.canonical_shape))
-        expected = " × ".join(map(str, scan.geometry.canonical_shape))
+    found, expected = times(labels.canonical_shape), times(scan.geometry.canonical_shape)
+    if found != expected:
+        raise UsageError(f"{scan.case}: found labels of {found} voxels, expected {expected} as the scan has")
+    distance = labels.displacement(scan.geometry)
+    if distance > SAME_PLACE:
         raise UsageError(
-            f"{scan.case}: found labels of {found} voxels elsewhere than the scan's {expected}, expected its grid"
+            f"{scan.case}: found labels up to {distance:.3g} mm from the scan, expected at most {SAME_PLACE} mm"
         )
 
 

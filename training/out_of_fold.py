@@ -15,7 +15,7 @@ from inference.refine.radiomics import Box
 from training.config import RunConfig
 from training.crossval import prediction_path, scored_cases
 from training.datasets import CaseEntry, copy_name, load_labels
-from training.evaluation.lesionwise import RegionScore, Version
+from training.evaluation.lesionwise import RegionScore
 
 
 @dataclass(frozen=True)
@@ -91,15 +91,6 @@ def _box(reference: NDArray[np.uint8], probabilities: Mapping[str, NDArray[np.fl
         return (slice(0, 1),) * 3
     where = [np.flatnonzero(anything.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
     return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in where)
-
-
-def official_version(config: RunConfig) -> Version:
-    """The edition of the official score that is maximised; UsageError for an unknown one."""
-    if config.tuning.metric == 2023:
-        return 2023
-    if config.tuning.metric == 2024:
-        return 2024
-    raise UsageError(f"tuning metric {config.tuning.metric}: expected 2023 or 2024")
 
 
 def ensemble(probabilities: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float]) -> NDArray[np.float32]:

@@ -114,7 +114,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         optimiser: torch.optim.Optimizer
         if settings.name == "adamw":
             optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
-        elif settings.name == "sgd":
+        else:
             optimiser = torch.optim.SGD(
                 parameters,
                 settings.learning_rate,
@@ -122,8 +122,6 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
                 nesterov=True,
                 weight_decay=settings.weight_decay,
             )
-        else:
-            raise ValueError(f"optimiser {settings.name!r}: expected sgd or adamw")
         schedule = WarmupPolynomial(optimiser, settings.learning_rate, self.num_epochs, settings.warmup_epochs)
         return optimiser, schedule
 

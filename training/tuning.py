@@ -28,7 +28,7 @@ from inference.refine.subtypes import subtype_tables
 from training.config import RunConfig
 from training.datasets import load_case
 from training.evaluation.lesionwise import RegionScore, Version, score_case
-from training.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy, mean_dice, official_version
+from training.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy, mean_dice
 from training.stratify import SPACING, extraction_settings, save_subtypes
 from training.subtyping import SubtypeFit, fit_subtypes
 from training.weights import choose_weights
@@ -273,9 +273,7 @@ SUBTYPES = "subtypes"
 
 
 def groups_of(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> dict[str, Step]:
-    """The wanted groups of thresholds in their order; subtypes where they are known. UsageError for an unknown one."""
-    if unknown := set(wanted) - {*GROUPS, SUBTYPES}:
-        raise UsageError(f"tuning groups {sorted(unknown)}: expected some of {', '.join((*GROUPS, SUBTYPES))}")
+    """The wanted groups of thresholds in their order; subtypes where they are known."""
     known = sorted({cluster for cluster in scorer.clusters if cluster is not None})
     own = {f"{SUBTYPES} {cluster}": partial(_for_subtype, cluster) for cluster in known if SUBTYPES in wanted}
     return {**{name: step for name, step in GROUPS.items() if name in wanted}, **own}
@@ -366,7 +364,7 @@ def honest_gains(scorer: Scorer, tuned: Tuned) -> dict[str, float]:
 
 def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
     """Write `tuning.json` (weights, thresholds, gains, evidence), `subtypes.*` and `scores.json`."""
-    version = official_version(config)
+    version = config.tuning.metric
     with open_workers(jobs) as workers:
         listed = list_copies(config, work, [model.name for model in config.models])
         copies = list(workers.map(partial(load_copy, config=config, work=work), listed))

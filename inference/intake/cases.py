@@ -101,8 +101,8 @@ def find_cases(folder: Path, *, ignored: Collection[Path] = ()) -> CaseListing:
             f"{printable(str(folder))}: no case found (none of its files and none in its {len(folders)} sub-folders is "
             f"named like a sequence, expected <ID>/<ID>-t1n{_SUFFIX}, -t1c, -t2w, -t2f, or <ID>_t1, _t1ce, _t2, _flair)"
         )
-    whole = {candidate.id for candidate in candidates}
-    problems += [_empty(subfolder) for subfolder in nameless if printable(subfolder.name) not in whole]
+    known = {candidate.id for candidate in candidates}
+    problems += [_empty(subfolder) for subfolder in nameless if printable(subfolder.name) not in known]
     return _listing(candidates, problems)
 
 

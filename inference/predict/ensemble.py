@@ -84,7 +84,7 @@ def predict(
 
 
 def _finite(crop: NDArray[np.float32], model: NetworkSource) -> NDArray[np.float32]:
-    """A model's probabilities, none of which may be NaN: it is above no threshold, and would pass for no tumour."""
+    """A model's probabilities (3, Z, Y, X), of which DeviceError refuses NaN: it would pass for no tumour."""
     if not np.isfinite(crop).all():
         raise DeviceError(f"{model.name}: its networks gave probabilities that are no numbers; try another --engine")
     return crop

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from inference.labels import REGIONS, region_mask
-from training.config import load_config
+from training.config import TuningConfig, load_config
 from training.out_of_fold import OutOfFold
 from training.tuning import (
     COMPONENT_GRID,
     GROUPS,
     NEUTRAL,
     RATIO_GRID,
+    SUBTYPES,
     Choice,
     Scorer,
     choice_of,
@@ -61,6 +63,11 @@ def with_specks():
     labels[32:36, 32:36, 18:22] = 2
     labels[32:36, 4:8, 18:22] = 2
     return probabilities(labels)
+
+
+def test_a_configuration_may_ask_for_every_group_and_no_other():
+    kind, _ = get_args(get_type_hints(TuningConfig)["groups"])
+    assert get_args(kind) == (*GROUPS, SUBTYPES)
 
 
 def test_the_grids_are_the_authors():

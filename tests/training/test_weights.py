@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
-from training.config import load_config
+from training.config import TuningConfig, load_config
 from training.out_of_fold import OutOfFold
 from training.weights import PAPER_WEIGHTS, WAYS, Evidence, choose_weights, rank, score_share, search, simplex
 from training.workers import Workers
@@ -98,6 +99,10 @@ def test_the_papers_weights_are_a_preset():
     assert found["paper"].weights == PAPER_WEIGHTS
     assert set(found) == set(WAYS)
     assert PAPER_WEIGHTS["nnunet"] == pytest.approx(0.4722, abs=1e-4)
+
+
+def test_a_configuration_may_ask_for_every_way_and_no_other():
+    assert get_args(get_type_hints(TuningConfig)["weights"]) == tuple(WAYS)
 
 
 def test_the_papers_weights_are_refused_for_other_models():

@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
+from inference.errors import UsageError
+from training.checkpoints import read_plainly
 
 log = logging.getLogger(__name__)
 
@@ -72,24 +73,15 @@ def _curve(found: Mapping[str, object], training: tuple[int, str, str, int], *, 
 
 def _read_log(path: Path) -> Mapping[str, object] | None:
     """nnU-Net's log in a checkpoint, without running anything in it; none where there is no checkpoint to read."""
-    import pickle
-
-    import torch
-
     if not path.is_file():
         return None
-    # What NumPy's numbers are pickled with.
-    scalar = np.float32(0).__reduce__()[0]
-    assert callable(scalar)
-    numbers = [scalar, np.dtype, *(type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i8"))]
     try:
-        with torch.serialization.safe_globals(numbers):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        content = read_plainly(path, mmap=True)
+    except UsageError as error:
         # One that is just being written, say.
-        log.warning("report: %s cannot be read: %s", path, str(error).splitlines()[0])
+        log.warning("report: a curve cannot be read: %s", error)
         return None
-    found = content.get("logging")
+    found = content.get("logging") if isinstance(content, dict) else None
     return found if isinstance(found, dict) else None
 
 

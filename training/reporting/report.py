@@ -19,7 +19,6 @@ from training.evaluation.evaluate import Evaluation
 from training.evaluation.lesionwise import Version
 from training.evaluation.systems import Systems, differences
 from training.evaluation.tables import write_text
-from training.out_of_fold import official_version
 from training.reporting import sections
 from training.reporting.arms import VERSIONS, CopyScores, Plan, read_plan, score_arms, systems_of
 from training.reporting.curves import Curve, read_curves
@@ -77,7 +76,7 @@ def _compare(config: RunConfig, work: Path, workers: Workers) -> _Comparison:
         (form, version): systems_of(scores, plan.arms, form, version)
         for form, version in product(config.tuning.forms, VERSIONS)
     }
-    ruling = official_version(config)
+    ruling = config.tuning.metric
     by_form = [verdicts(systems[form, ruling], plan.arms, form) for form in config.tuning.forms]
     # Question by question, the forms below each other.
     return _Comparison(plan, scores, systems, [verdict for group in zip(*by_form, strict=True) for verdict in group])
@@ -91,7 +90,7 @@ def _comparison_sections(config: RunConfig, work: Path, found: _Comparison) -> l
         sections.arms_section(config, found.scores, found.plan.arms, found.systems),
         sections.refinement_section(config, work),
         sections.weights_section(config, work),
-        sections.hardest_section(config, work, found.plan, found.scores, official_version(config)),
+        sections.hardest_section(config, work, found.plan, found.scores, config.tuning.metric),
     ]
 
 

@@ -22,7 +22,7 @@ from training.datasets import load_case, read_cases
 from training.evaluation.lesionwise import Version
 from training.evaluation.systems import Systems
 from training.freezing import provenance
-from training.out_of_fold import list_copies, load_copy, official_version
+from training.out_of_fold import list_copies, load_copy
 from training.reporting import figures
 from training.reporting.arms import MEAN, Arm, CopyScores, Plan, label_maps, model_title
 from training.reporting.curves import Curve
@@ -118,7 +118,7 @@ def arms_section(
     config: RunConfig, scores: Sequence[CopyScores], arms: Sequence[Arm], systems: Mapping[tuple[str, Version], Systems]
 ) -> Section:
     """The equivalents of the paper's tables, and every case's score."""
-    ruling = official_version(config)
+    ruling = config.tuning.metric
     other = next(version for _, version in systems if version != ruling)
     pictures = [
         figure(
