@@ -112,8 +112,11 @@ class ModelConfig:
     precision autocast."""
     channels_last: bool = False
     """Memory format of the training step."""
-    augmentation: str = "default"
+    augmentation: typing.Literal["default", "strong"] = "default"
     """`default` (nnU-Net's) or `strong`."""
+    loading: typing.Literal["workers", "resident"] = "workers"
+    """`workers`: nnU-Net's processes cut out and augment patches. `resident`: all cases stay in the memory of the GPU,
+    or of the CPU, which does both itself; for small networks, and for cases that fit."""
     pretraining: StageConfig = StageConfig()
     """First stage."""
     finetuning: StageConfig = StageConfig()

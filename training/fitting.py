@@ -123,6 +123,7 @@ def _train(
     os.environ.setdefault("nnUNet_compile", "False")
     if threads:
         torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # patches are all of one size
     trainer = make_trainer(config, work, stage, model, fold, device=device)
     latest = training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth"
     if latest.is_file():

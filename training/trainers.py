@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResol
 from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
 from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
@@ -27,21 +29,34 @@ from inference.labels import REGIONS
 from inference.predict.networks import build_network
 from inference.predict.networks.sizes import LEVELS
 from training.config import ModelConfig, StageConfig
+from training.resident import Chances, ResidentLoader
 
 DECODER = ("decoder.", "up_", "dec_block_", "out_")
 """How names of a decoder's parameters begin, in nnU-Net's networks and in MedNeXt."""
 GRADIENT_NORM = 12.0
 """nnU-Net's clipping."""
-STRONG = {
-    SpatialTransform: {"p_rotation": 0.4, "p_scaling": 0.4},
-    GaussianNoiseTransform: 0.3,
-    GaussianBlurTransform: 0.35,
-    MultiplicativeBrightnessTransform: 0.4,
-    ContrastTransform: 0.4,
-    SimulateLowResolutionTransform: 0.4,
-    GammaTransform: 0.4,
+CHANCES = {
+    "default": Chances(),
+    "strong": Chances(
+        rotation=0.4,
+        scaling=0.4,
+        noise=0.3,
+        blur=0.35,
+        brightness=0.4,
+        contrast=0.4,
+        low_resolution=0.4,
+        inverted_gamma=0.4,
+        gamma=0.4,
+    ),
 }
-"""What `strong` augmentation changes in nnU-Net's: how often each transform happens."""
+"""How often each transform happens, by the name of the augmentation."""
+_CHANCE = {
+    GaussianNoiseTransform: "noise",
+    GaussianBlurTransform: "blur",
+    MultiplicativeBrightnessTransform: "brightness",
+    ContrastTransform: "contrast",
+    SimulateLowResolutionTransform: "low_resolution",
+}
 
 
 class RegionLoss(nn.Module):
@@ -134,9 +149,35 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
 
     def get_training_transforms(self, *arguments: object, **keywords: object) -> ComposeTransforms:  # noqa: D102
         transforms = nnUNetTrainer.get_training_transforms(*arguments, **keywords)
-        if self.model.augmentation == "strong":
-            strengthen(transforms)
+        set_chances(transforms, CHANCES[self.model.augmentation])
         return transforms
+
+    def get_dataloaders(self) -> tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]:  # noqa: D102
+        loaders: tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]
+        if self.model.loading == "workers":
+            loaders = super().get_dataloaders()
+            return loaders
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        patch, scales = self.configuration_manager.patch_size, self._get_deep_supervision_scales()
+        theirs = (
+            nnUNetDataLoader(
+                cases,
+                self.batch_size,
+                patch,
+                patch,
+                self.label_manager,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self.probabilistic_oversampling,
+            )
+            for cases in self.get_tr_and_val_datasets()
+        )
+        training, validation = theirs
+        chances = CHANCES[self.model.augmentation]
+        return (
+            ResidentLoader(training, scales, self.device, chances),
+            ResidentLoader(validation, scales, self.device),
+        )
 
     def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:
         half = torch.float16 if data.device.type == "cuda" else torch.bfloat16
@@ -223,16 +264,16 @@ def trainable_parameters(network: nn.Module, which: str) -> list[nn.Parameter]:
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
 
 
-def strengthen(transforms: ComposeTransforms) -> None:
-    """Make nnU-Net's augmentation happen more often, as :data:`STRONG` says."""
+def set_chances(transforms: ComposeTransforms, chances: Chances) -> None:
+    """Make nnU-Net's transforms happen as often as `chances` say; how often axes are mirrored is nnU-Net's matter."""
     for item in transforms.transforms:
         inner = item.transform if isinstance(item, RandomTransform) else item
-        change = STRONG.get(type(inner))
-        if isinstance(change, dict):
-            for name, value in change.items():
-                setattr(inner, name, value)
-        elif change is not None:
-            item.apply_probability = change
+        if isinstance(inner, SpatialTransform):
+            inner.p_rotation, inner.p_scaling = chances.rotation, chances.scaling
+        elif isinstance(inner, GammaTransform):
+            item.apply_probability = chances.inverted_gamma if inner.p_invert_image else chances.gamma
+        elif name := _CHANCE.get(type(inner)):
+            item.apply_probability = getattr(chances, name)
 
 
 def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:

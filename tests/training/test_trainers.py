@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
@@ -11,7 +12,7 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from training import trainers
 from training.config import ModelConfig
-from training.trainers import STRONG, RegionLoss, RegionTrainer, WarmupPolynomial, inverse_frequency, strengthen
+from training.trainers import CHANCES, RegionLoss, RegionTrainer, WarmupPolynomial, inverse_frequency, set_chances
 
 
 @pytest.fixture
@@ -70,20 +71,24 @@ def transforms():
     return nnUNetTrainer.get_training_transforms((32, 32, 32), (-0.5, 0.5), None, (0, 1, 2), False)
 
 
-def test_strong_augmentation_reaches_every_transform_that_it_names():
+def test_default_chances_are_nnunets_own():
+    plain, ours = transforms(), transforms()
+    set_chances(ours, CHANCES["default"])
+    assert chances_of(plain) == chances_of(ours)
+
+
+def test_strong_augmentation_reaches_every_transform():
     plain, strong = transforms(), transforms()
-    strengthen(strong)
-    changed = set()
-    for before, after in zip(plain.transforms, strong.transforms, strict=True):
-        inner = getattr(after, "transform", after)
-        if type(inner) in STRONG:
-            expected = STRONG[type(inner)]
-            if isinstance(expected, dict):
-                assert {name: getattr(inner, name) for name in expected} == expected
-            else:
-                assert after.apply_probability == expected > before.apply_probability
-            changed.add(type(inner))
-    assert changed == set(STRONG)
+    set_chances(strong, CHANCES["strong"])
+    pairs = list(zip(chances_of(plain), chances_of(strong), strict=True))
+    assert len(pairs) == 9
+    assert all(before < after for before, after in pairs)
+
+
+def chances_of(composed):
+    spatial = composed.transforms[0]
+    often = [item.apply_probability for item in composed.transforms if isinstance(item, RandomTransform)]
+    return [spatial.p_rotation, spatial.p_scaling, *often]
 
 
 @pytest.mark.parametrize("has_it", [True, False])
