@@ -111,7 +111,7 @@ class ModelConfig:
     """Of a CPU's training step: float32, or bfloat16 (autocast) where the processor has it; a GPU always uses half
     precision autocast."""
     channels_last: bool = False
-    """Memory format of the training step."""
+    """Memory format of a CPU's training step; a GPU's is contiguous."""
     augmentation: typing.Literal["default", "strong"] = "default"
     """`default` (nnU-Net's) or `strong`."""
     loading: typing.Literal["workers", "resident"] = "workers"

@@ -128,7 +128,12 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         parameters = trainable_parameters(self.network, self.stage.trainable)
         optimiser: torch.optim.Optimizer
         if settings.name == "adamw":
-            optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+            optimiser = torch.optim.AdamW(
+                parameters,
+                settings.learning_rate,
+                weight_decay=settings.weight_decay,
+                fused=self.device.type == "cuda",
+            )
         else:
             optimiser = torch.optim.SGD(
                 parameters,
@@ -184,11 +189,16 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         enabled = data.device.type == "cuda" or (self.model.precision == "bfloat16" and processor_has_bfloat16())
         return torch.autocast(data.device.type, half, enabled=enabled)
 
+    @property
+    def _channels_last(self) -> bool:
+        # CUDA's norms are slower in that layout.
+        return self.model.channels_last and self.device.type == "cpu"
+
     def on_train_start(self) -> None:  # noqa: D102
         super().on_train_start()
         if self.device.type == "cpu" and self.model.precision == "bfloat16" and not processor_has_bfloat16():
             self.print_to_log_file("This processor has no bfloat16: training in float32, several times slower.")
-        if self.model.channels_last:
+        if self._channels_last:
             self.network.to(memory_format=torch.channels_last_3d)
 
     def train_step(self, batch: Mapping[str, object]) -> dict[str, object]:
@@ -215,7 +225,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         assert isinstance(data, Tensor)
         assert isinstance(target, list)
         data = data.to(self.device, non_blocking=True)
-        if self.model.channels_last:
+        if self._channels_last:
             data = data.contiguous(memory_format=torch.channels_last_3d)
         return data, [scale.to(self.device, non_blocking=True) for scale in target]
 
