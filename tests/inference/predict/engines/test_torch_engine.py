@@ -297,3 +297,90 @@ def test_half_precision_as_on_a_gpu_agrees(device: str, architecture: dict[str, 
         assert found.std() > 0.05, "the comparison must not be of constants"
         assert np.abs(found - expected).max() < 0.02
     assert seen == [(torch.float16, 8), (torch.float16, 1)], "one tile with its mirrorings, and one pass"
+
+
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> TorchEngine:
+    """An engine on the CPU that takes the ways of CUDA."""
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "GPU")
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    engine = TorchEngine("cpu")
+    engine._on_gpu, engine._batch = True, 8
+    return engine
+
+
+@pytest.mark.parametrize(
+    "architecture",
+    [unet_architecture(), unet_architecture((2,) * 6), mednext_architecture()],
+    ids=["U-Net", "deep U-Net", "MedNeXt"],
+)
+def test_networks_run_in_lean_form_on_a_gpu(
+    architecture: dict[str, object], make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model(make_plans(architecture))
+    engine = as_on_a_gpu(monkeypatch)
+    assert engine.description.endswith("float16")
+    engine.load(model)
+    assert engine.description.endswith("float16, lean")
+    assert [type(network).__name__[:5] for _, network in engine._networks.values()] == ["_Lean", "_Lean"]
+    assert engine._placed == {network for _, network in engine._networks.values()}, "what was only tried is gone"
+    # One model that has no such form is enough for the record not to say so.
+    odd = make_model(make_plans(unet_architecture((4, 7))), name="odd", folds=1)
+    engine.load(odd)
+    assert engine.description.endswith("float16")
+
+
+def gives_nan(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(batch), 3, *batch.shape[2:]), torch.nan)
+
+
+def does_not_compile(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("kernels do not compile\nline 1")
+
+
+@pytest.mark.parametrize(
+    ("forward", "reason"),
+    [(gives_nan, "differ by nan in the mean"), (does_not_compile, "RuntimeError: kernels do not compile")],
+)
+def test_a_lean_form_that_does_not_work_is_left(
+    forward: Callable,
+    reason: str,
+    make_model: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from inference.predict.engines.lean import _LeanUNet
+
+    monkeypatch.setattr(_LeanUNet, "forward", forward)
+    model = make_model(make_plans(unet_architecture()), name="unet")
+    engine = as_on_a_gpu(monkeypatch)
+    engine.load(model)
+    (message,) = caplog.messages
+    assert message.startswith("unet: ")
+    assert message.endswith(reason)
+    assert [type(network).__name__ for _, network in engine._networks.values()] == ["PlainConvUNet"] * 2
+    assert engine._placed == {network for _, network in engine._networks.values()}
+    assert engine.description.endswith("float16")
+
+
+def test_a_shortage_of_memory_is_no_reason_to_leave_the_lean_form(
+    make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inference.predict.engines.lean import _LeanUNet
+
+    forward, failures = _LeanUNet.forward, [torch.OutOfMemoryError()]
+
+    def short_of_memory(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        if failures:
+            raise failures.pop()
+        return forward(network, batch)
+
+    first, second = (make_model(make_plans(unet_architecture()), folds=1) for _ in range(2))
+    engine = as_on_a_gpu(monkeypatch)
+    engine.load(make_model(make_plans(mednext_architecture()), folds=1))
+    monkeypatch.setattr(_LeanUNet, "forward", short_of_memory)
+    engine.load(first)
+    assert engine._one_at_a_time
+    assert engine.description.endswith("lean")
+    failures.append(torch.OutOfMemoryError())
+    with pytest.raises(DeviceError, match="not enough memory"):
+        engine.load(second)
