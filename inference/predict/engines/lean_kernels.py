@@ -21,11 +21,9 @@ _THREADS: Final = 256
 _BLOCKS_PER_PROCESSOR: Final = 8
 RUN: Final = 8
 """Outputs along X of one thread of a convolution: even."""
-SHARES: Final = 32
-"""Places that the sums of one sample are gathered in, so that threads do not wait for each other."""
 
 SOURCE: Final = (
-    f"#define RUN {RUN}\n#define SHARES {SHARES}\n"
+    f"#define RUN {RUN}\n"
     r"""
 #define PAD (K / 2)
 // Two blocks a processor: at most 128 registers a thread.
@@ -98,13 +96,15 @@ __device__ __forceinline__ void write_row(
         }
 }
 
-// Sums are (batch, SHARES, 2, channels): of the values, of their squares.
-__device__ __forceinline__ void add_sums(float* sums, int pair, int pairs, Pair sum, Pair square) {
-    float* share = sums + ((long long)blockIdx.y * SHARES + blockIdx.x % SHARES) * 4 * pairs + 2 * pair;
-    atomicAdd(share, sum.a);
-    atomicAdd(share + 1, sum.b);
-    atomicAdd(share + 2 * pairs, square.a);
-    atomicAdd(share + 2 * pairs + 1, square.b);
+// Sums are (batch, workers, 2, channels): of the values, of their squares. Each thread has a place of its own, so that
+// they are added up in the same order every time.
+__device__ __forceinline__ void keep_sums(
+    float* sums, int pair, int pairs, int worker, int workers, Pair sum, Pair square) {
+    float* place = sums + ((long long)blockIdx.y * workers + worker) * 4 * pairs + 2 * pair;
+    place[0] = sum.a;
+    place[1] = sum.b;
+    place[2 * pairs] = square.a;
+    place[2 * pairs + 1] = square.b;
 }
 
 // Every kernel: blockIdx.y is the sample; a thread keeps its pair of channels, and every `workers`-th piece of work.
@@ -167,7 +167,7 @@ extern "C" __global__ void CONVOLUTION depthwise(OPERANDS) {
             }
         }
     }
-    add_sums(sums, pair, pairs, sum, square);
+    keep_sums(sums, pair, pairs, worker, workers, sum, square);
 }
 
 // Stride 2, one plane deep.
@@ -199,7 +199,7 @@ extern "C" __global__ void CONVOLUTION depthwise_strided(OPERANDS) {
         }
         write_row(out, ROW(y, at.z, at.y, out_y, out_x), at.x, out_x, pairs, sum, square);
     }
-    add_sums(sums, pair, pairs, sum, square);
+    keep_sums(sums, pair, pairs, worker, workers, sum, square);
 }
 
 // Transposed, of stride 2, one plane deep: voxel i adds weight k to voxel 2i + k - PAD. Runs begin at even voxels.
@@ -231,7 +231,7 @@ extern "C" __global__ void CONVOLUTION depthwise_transposed(OPERANDS) {
         }
         write_row(out, ROW(y, at.z, at.y, out_y, out_x), at.x, out_x, pairs, sum, square);
     }
-    add_sums(sums, pair, pairs, sum, square);
+    keep_sums(sums, pair, pairs, worker, workers, sum, square);
 }
 
 extern "C" __global__ void __launch_bounds__(256) statistics(
@@ -255,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(256) statistics(
             square.b += value.b * value.b;
         }
     }
-    add_sums(sums, pair, pairs, sum, square);
+    keep_sums(sums, pair, pairs, worker, workers, sum, square);
 }
 
 // All reads before all writes, which the compiler may not arrange for, as both are the same array.
@@ -322,8 +322,10 @@ def depthwise_transposed(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
 def sums_of(x: Tensor) -> Tensor:
     """Sums (batch, 2, channels), in float32, of (batch, Z, Y, X, channels): of its values, and of their squares."""
     if _by_kernels(x):
-        sums, voxels, pairs = _no_sums(x), x[0, ..., 0].numel(), x.shape[4] // 2
-        _launch("statistics", 3, pairs, voxels, [x, sums, pairs, voxels])
+        voxels, pairs = x[0, ..., 0].numel(), x.shape[4] // 2
+        blocks = _blocks(x, voxels)
+        sums = _room_for_sums(x, blocks)
+        _launch("statistics", 3, blocks, [x, sums, pairs, voxels])
         return sums.sum(1)
     values = x.flatten(1, 3).float()
     return torch.stack([values.sum(1), values.square().sum(1)], 1)
@@ -333,7 +335,8 @@ def normalise_(x: Tensor, scale: Tensor, shift: Tensor, slope: float) -> Tensor:
     """In place: a leaky ReLU of x (batch, Z, Y, X, channels) by scale plus shift (batch, channels), both float32."""
     if _by_kernels(x):
         voxels, pairs = x[0, ..., 0].numel(), x.shape[4] // 2
-        _launch("normalise", 3, pairs, voxels, [x, scale.contiguous(), shift.contiguous(), pairs, voxels, slope])
+        arguments = [x, scale.contiguous(), shift.contiguous(), pairs, voxels, slope]
+        _launch("normalise", 3, _blocks(x, voxels), arguments)
         return x
     x.mul_(scale[:, None, None, None]).add_(shift[:, None, None, None])
     return functional.leaky_relu_(x, slope)
@@ -355,17 +358,19 @@ def _with_sums(y: Tensor) -> tuple[Tensor, Tensor]:
     return y, sums_of(y)
 
 
-def _no_sums(x: Tensor) -> Tensor:
-    return x.new_zeros((len(x), SHARES, 2, x.shape[4]), dtype=torch.float32)
+def _room_for_sums(x: Tensor, blocks: int) -> Tensor:
+    """Where a kernel of so many blocks leaves its sums: (batch, workers, 2, channels)."""
+    return x.new_empty((len(x), blocks * _THREADS // (x.shape[4] // 2), 2, x.shape[4]), dtype=torch.float32)
 
 
 def _convolve(name: str, x: Tensor, weight: Tensor, sizes: list[int]) -> tuple[Tensor, Tensor]:
     """Output (batch, *sizes, channels) and sums of one of the convolutions."""
-    y, sums, pairs = x.new_empty((len(x), *sizes, x.shape[4])), _no_sums(x), x.shape[4] // 2
+    y, pairs = x.new_empty((len(x), *sizes, x.shape[4])), x.shape[4] // 2
     columns = 4 * -(-sizes[2] // RUN) * -(-sizes[1] // 4)
     depth = _depth(x, columns, sizes[0]) if name == "depthwise" else 1
-    work = columns * -(-sizes[0] // depth)
-    _launch(name, weight.shape[0], pairs, work, [x, weight, y, sums, pairs, *x.shape[1:4], *sizes, depth])
+    blocks = _blocks(x, columns * -(-sizes[0] // depth))
+    sums = _room_for_sums(x, blocks)
+    _launch(name, weight.shape[0], blocks, [x, weight, y, sums, pairs, *x.shape[1:4], *sizes, depth])
     return y, sums.sum(1)
 
 
@@ -376,23 +381,26 @@ def _depth(x: Tensor, columns: int, planes: int) -> int:
     return next((depth for depth in (16, 8, 4, 2) if threads * -(-planes // depth) >= enough), 1)
 
 
-def _launch(name: str, kernel: int, pairs: int, work: int, arguments: list[Tensor | int | float]) -> None:
-    """Start a kernel on the current stream, for `work` pieces of work per sample and pair of channels."""
+def _launch(name: str, kernel: int, blocks: int, arguments: list[Tensor | int | float]) -> None:
+    """Start a kernel on the current stream, with so many blocks per sample."""
     x = arguments[0]
     assert isinstance(x, Tensor), "the first argument is the array that is worked on"
     assert all(a.is_contiguous() for a in arguments if isinstance(a, Tensor)), "kernels take contiguous arrays"
     values = [_as_c(argument) for argument in arguments]
     pointers = (ctypes.c_void_p * len(values))(*(ctypes.addressof(value) for value in values))
     with torch.cuda.device(x.device):
-        blocks = _blocks(_most_blocks(x.device), len(x), pairs, work)
         stream = ctypes.c_void_p(torch.cuda.current_stream(x.device).cuda_stream)
         function = _function(x.device, kernel, name)
         _check(_driver().cuLaunchKernel(function, blocks, len(x), 1, _THREADS, 1, 1, 0, stream, pointers, None))
 
 
-def _blocks(most: int, batch: int, pairs: int, work: int) -> int:
-    """Blocks per sample: about `most` in all, no more than there is work for, and a thread for every pair at least."""
-    return max(min(-(-most // batch), -(-pairs * work // _THREADS)), -(-pairs // _THREADS))
+def _blocks(x: Tensor, work: int) -> int:
+    """Blocks per sample, for `work` pieces of work per sample and pair of channels.
+
+    About as many in all as the device takes, no more than there is work for, and a thread for every pair at least.
+    """
+    pairs, most = x.shape[4] // 2, _most_blocks(x.device)
+    return max(min(-(-most // len(x)), -(-pairs * work // _THREADS)), -(-pairs // _THREADS))
 
 
 def _as_c(argument: Tensor | float) -> ctypes.c_void_p | ctypes.c_float | ctypes.c_int:
