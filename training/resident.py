@@ -17,6 +17,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from torch import Tensor
 from torch.nn import functional
 
+from inference.errors import UsageError
 from inference.labels import REGIONS, TUMOUR_LABELS
 
 BLUR_RADIUS: Final = 3
@@ -57,7 +58,8 @@ class ResidentLoader:
 
     Which cases, and where in them, is left to `loader`, nnU-Net's own, made for patches of the network's size. Batches
     hold `data` (patch, sequence, Z, Y, X), `target`, the regions (patch, region, Z, Y, X) as bool at each scale of deep
-    supervision, and `keys`. Without `chances` nothing is augmented.
+    supervision, and `keys`. Without `chances` nothing is augmented. Raises UsageError where the device has no room for
+    all cases.
     """
 
     def __init__(
@@ -94,12 +96,19 @@ class ResidentLoader:
         if key not in self._cases:
             image, labels, _, properties = self._loader._data.load_case(key)  # noqa: SLF001 (nnU-Net's own loader reads it)
             self._cases[key] = ResidentCase(
-                torch.from_numpy(np.array(image[:], np.float32)).to(self._device),
+                self._placed(np.array(image[:], np.float32)),
                 # -1 marks what lies outside of the brain.
-                torch.from_numpy(np.maximum(labels[:][0], 0).astype(np.uint8)).to(self._device),
+                self._placed(np.maximum(labels[:][0], 0).astype(np.uint8)),
                 properties["class_locations"],
             )
         return self._cases[key]
+
+    def _placed(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+        try:
+            return torch.from_numpy(array).to(self._device)
+        except torch.OutOfMemoryError as error:
+            held = f"after {len(self._cases)} cases"
+            raise UsageError(f"loading: resident: {self._device} has no room {held}; use loading: workers") from error
 
 
 def draw_matrix(chances: Chances) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:

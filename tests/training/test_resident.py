@@ -15,6 +15,7 @@ from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import Dow
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from scipy import ndimage
 
+from inference.errors import UsageError
 from training import resident
 from training.resident import Chances, ResidentCase, ResidentLoader, augment, draw_matrix, sample, targets
 
@@ -193,6 +194,17 @@ def test_batches_are_shaped_as_the_trainer_expects_them():
     whole = torch.from_numpy(labels[0, 6:14, 7:17, 6:12] == 2)
     assert torch.equal(batch["target"][0][0, 0], whole)
     assert not batch["target"][0][:, 1:].any()
+
+
+def test_cases_that_do_not_fit_are_told_so(monkeypatch):
+    class FullTensor:
+        def to(self, device):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "from_numpy", lambda _: FullTensor())
+    loader = ResidentLoader(fake_loader(2, 0.33)[0], [[1.0] * 3], torch.device("cuda", 0))
+    with pytest.raises(UsageError, match="cuda:0 has no room after 0 cases; use loading: workers"):
+        next(loader)
 
 
 def test_the_same_seed_gives_the_same_batches():
