@@ -14,6 +14,7 @@ from typing import Final
 import numpy as np
 import torch
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
@@ -103,7 +104,7 @@ class ResidentLoader:
             )
         return self._cases[key]
 
-    def _placed(self, array: np.ndarray[tuple[int, ...], np.dtype[np.generic]]) -> Tensor:
+    def _placed(self, array: NDArray[np.float32] | NDArray[np.uint8]) -> Tensor:
         try:
             return torch.from_numpy(array).to(self._device)
         except torch.OutOfMemoryError as error:
@@ -111,7 +112,7 @@ class ResidentLoader:
             raise UsageError(f"loading: resident: {self._device} has no room {held}; use loading: workers") from error
 
 
-def draw_matrix(chances: Chances) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+def draw_matrix(chances: Chances) -> NDArray[np.float64]:
     """What steps along a patch's axes are in the case, both in (Z, Y, X): rotated, scaled, mirrored or as they are."""
     matrix = np.eye(3)
     if _happens(chances.rotation):
@@ -128,8 +129,8 @@ def draw_matrix(chances: Chances) -> np.ndarray[tuple[int, int], np.dtype[np.flo
 
 def sample(
     case: ResidentCase,
-    centre: np.ndarray[tuple[int], np.dtype[np.float64]],
-    matrix: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+    centre: NDArray[np.float64],
+    matrix: NDArray[np.float64],
     size: Sequence[int],
 ) -> tuple[Tensor, Tensor]:
     """The patch of `size` voxels around `centre` (Z, Y, X; voxels of the case), its axes as `matrix` says.

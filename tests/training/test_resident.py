@@ -198,7 +198,7 @@ def test_batches_are_shaped_as_the_trainer_expects_them():
 
 def test_cases_that_do_not_fit_are_told_so(monkeypatch):
     class FullTensor:
-        def to(self, device):
+        def to(self, _device):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "from_numpy", lambda _: FullTensor())

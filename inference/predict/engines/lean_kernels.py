@@ -335,8 +335,8 @@ def normalise_(x: Tensor, scale: Tensor, shift: Tensor, slope: float) -> Tensor:
     """In place: a leaky ReLU of x (batch, Z, Y, X, channels) by scale plus shift (batch, channels), both float32."""
     if _by_kernels(x):
         voxels, pairs = x[0, ..., 0].numel(), x.shape[4] // 2
-        arguments = [x, scale.contiguous(), shift.contiguous(), pairs, voxels, slope]
-        _launch("normalise", 3, _blocks(x, voxels), arguments)
+        scale, shift = scale.contiguous(), shift.contiguous()
+        _launch("normalise", 3, _blocks(x, voxels), [x, scale, shift, pairs, voxels, slope])
         return x
     x.mul_(scale[:, None, None, None]).add_(shift[:, None, None, None])
     return functional.leaky_relu_(x, slope)
