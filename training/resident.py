@@ -3,6 +3,7 @@
 nnU-Net augments in processes beside the training, which keeps a GPU waiting where networks are small or cores are few.
 Here each patch is one affine sampling of a whole case, and what follows happens to all patches of a batch at once. What
 is drawn follows nnU-Net's transforms (batchgeneratorsv2); the order too, except that mirroring is part of the sampling.
+A blur reaches three voxels, where nnU-Net cuts it off at one to three.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from inference.errors import UsageError
-from inference.labels import REGIONS, TUMOUR_LABELS
+from inference.labels import REGIONS, Label
 
 BLUR_RADIUS: Final = 3
 """Voxels to either side that a blur of at most one voxel's standard deviation reaches."""
@@ -49,7 +50,7 @@ class ResidentCase:
     image: Tensor
     """Float32 (sequence, Z, Y, X)."""
     labels: Tensor
-    """Uint8 (Z, Y, X); 0 is everything that is no tumour."""
+    """Int8 (Z, Y, X); -1 lies outside of the brain."""
     locations: Mapping[object, object]
     """nnU-Net's sample of voxels by region, to cut out patches with tumour."""
 
@@ -59,8 +60,8 @@ class ResidentLoader:
 
     Which cases, and where in them, is left to `loader`, nnU-Net's own, made for patches of the network's size. Batches
     hold `data` (patch, sequence, Z, Y, X), `target`, the regions (patch, region, Z, Y, X) as bool at each scale of deep
-    supervision, and `keys`. Without `chances` nothing is augmented. Raises UsageError where the device has no room for
-    all cases.
+    supervision, and `keys`. Without `chances` nothing is augmented. `masked` sequences, one bool each, are 0 outside of
+    the brain whatever was done to them. Raises UsageError where the device has no room for all cases.
     """
 
     def __init__(
@@ -69,9 +70,14 @@ class ResidentLoader:
         scales: Sequence[Sequence[float]],
         device: torch.device,
         chances: Chances | None = None,
+        masked: Sequence[bool] = (),
     ) -> None:
         self._loader, self._scales, self._device, self._chances = loader, scales, device, chances
+        self._masked = torch.tensor(masked, device=device)[:, None, None, None]
         self._cases: dict[str, ResidentCase] = {}
+        # Now, before a training fills the rest of the memory.
+        for key in loader.indices:
+            self._cases[key] = self._read(key)
 
     def __iter__(self) -> ResidentLoader:
         return self
@@ -81,32 +87,28 @@ class ResidentLoader:
         keys = loader.get_indices()
         images, labels = [], []
         for number, key in enumerate(keys):
-            case = self._case(key)
+            case = self._cases[key]
             corner, _ = loader.get_bbox(case.labels.shape, loader.get_do_oversample(number), case.locations)
             centre = np.array(corner) + (np.array(loader.final_patch_size) - 1) / 2
             matrix = np.eye(3) if self._chances is None else draw_matrix(self._chances)
             image, label = sample(case, centre, matrix, loader.final_patch_size)
             images.append(image)
             labels.append(label)
-        batch = torch.stack(images)
+        batch, inside = torch.stack(images), torch.stack(labels)
         if self._chances is not None:
             batch = augment(batch, self._chances)
-        return {"data": batch, "target": targets(torch.stack(labels), self._scales), "keys": keys}
+        if len(self._masked):
+            batch = batch.masked_fill((inside < 0)[:, None] & self._masked, 0)
+        return {"data": batch, "target": targets(inside, self._scales), "keys": keys}
 
-    def _case(self, key: str) -> ResidentCase:
-        if key not in self._cases:
-            image, labels, _, properties = self._loader._data.load_case(key)  # noqa: SLF001 (nnU-Net's own loader reads it)
-            self._cases[key] = ResidentCase(
-                self._placed(np.array(image[:], np.float32)),
-                # -1 marks what lies outside of the brain.
-                self._placed(np.maximum(labels[:][0], 0).astype(np.uint8)),
+    def _read(self, key: str) -> ResidentCase:
+        image, labels, _, properties = self._loader._data.load_case(key)  # noqa: SLF001 (nnU-Net's own loader reads it)
+        try:
+            return ResidentCase(
+                torch.from_numpy(np.array(image[:], np.float32)).to(self._device),
+                torch.from_numpy(labels[:][0].astype(np.int8)).to(self._device),
                 properties["class_locations"],
             )
-        return self._cases[key]
-
-    def _placed(self, array: NDArray[np.float32] | NDArray[np.uint8]) -> Tensor:
-        try:
-            return torch.from_numpy(array).to(self._device)
         except torch.OutOfMemoryError as error:
             held = f"after {len(self._cases)} cases"
             raise UsageError(f"loading: resident: {self._device} has no room {held}; use loading: workers") from error
@@ -121,7 +123,7 @@ def draw_matrix(chances: Chances) -> NDArray[np.float64]:
             first, second = (other for other in range(3) if other != axis)
             turn[first, first] = turn[second, second] = np.cos(angle)
             turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
-            matrix = matrix @ turn
+            matrix = turn @ matrix
     if _happens(chances.scaling):
         matrix *= np.random.uniform(0.7, 1.4)  # noqa: NPY002
     return matrix * [-1 if _happens(chances.mirroring) else 1 for _ in range(3)]
@@ -135,7 +137,8 @@ def sample(
 ) -> tuple[Tensor, Tensor]:
     """The patch of `size` voxels around `centre` (Z, Y, X; voxels of the case), its axes as `matrix` says.
 
-    Returns the image (sequence, Z, Y, X), linear, zero outside of the case, and the label that weighs most there.
+    Returns the image (sequence, Z, Y, X), linear, zero outside of the case, and the label that weighs most there, -1
+    outside of the case as well.
     """
     lengths, sizes = np.array(case.labels.shape), np.array(size)
     # In torch's coordinates, from -1 to 1 over the outer edges of an array, the axes in the order X, Y, Z.
@@ -145,10 +148,10 @@ def sample(
     affine = affine[None].to(case.image.device)
     grid = functional.affine_grid(affine, [1, 1, *(int(length) for length in sizes)], align_corners=False)
     image = functional.grid_sample(case.image[None], grid, align_corners=False)[0]
-    present = torch.stack([case.labels == label for label in sorted(TUMOUR_LABELS)]).float()
+    present = torch.stack([case.labels == label for label in sorted(Label)]).float()
     shares = functional.grid_sample(present[None], grid, align_corners=False)[0]
     shares = torch.cat([1 - shares.sum(0, keepdim=True), shares])
-    return image, shares.argmax(0).to(torch.uint8)
+    return image, (shares.argmax(0) - 1).to(torch.int8)
 
 
 def targets(labels: Tensor, scales: Sequence[Sequence[float]]) -> list[Tensor]:
@@ -213,7 +216,9 @@ def blur(images: Tensor, deviations: Tensor) -> Tensor:
         # torch counts paddings from the last axis.
         padding = [BLUR_RADIUS if index // 2 == 2 - axis else 0 for index in range(6)]
         padded = functional.pad(result, padding, mode="reflect")
-        result = functional.conv3d(padded, kernels[:, axis].reshape(shape), groups=count)
+        # A search for the fastest algorithm would begin anew with every number of images.
+        with torch.backends.cudnn.flags(benchmark=False, allow_tf32=False):
+            result = functional.conv3d(padded, kernels[:, axis].reshape(shape), groups=count)
     return result[0]
 
 

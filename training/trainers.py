@@ -25,6 +25,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference.errors import UsageError
 from inference.labels import REGIONS
 from inference.predict.networks import build_network
 from inference.predict.networks.sizes import LEVELS
@@ -50,13 +51,14 @@ CHANCES = {
     ),
 }
 """How often each transform happens, by the name of the augmentation."""
-_CHANCE = {
+_NAME_OF_CHANCE = {
     GaussianNoiseTransform: "noise",
     GaussianBlurTransform: "blur",
     MultiplicativeBrightnessTransform: "brightness",
     ContrastTransform: "contrast",
     SimulateLowResolutionTransform: "low_resolution",
 }
+"""Fields of :class:`training.resident.Chances` by nnU-Net's transform, for those that happen or not as a whole."""
 
 
 class RegionLoss(nn.Module):
@@ -128,12 +130,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         parameters = trainable_parameters(self.network, self.stage.trainable)
         optimiser: torch.optim.Optimizer
         if settings.name == "adamw":
-            optimiser = torch.optim.AdamW(
-                parameters,
-                settings.learning_rate,
-                weight_decay=settings.weight_decay,
-                fused=self.device.type == "cuda",
-            )
+            optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
         else:
             optimiser = torch.optim.SGD(
                 parameters,
@@ -163,7 +160,9 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             loaders = super().get_dataloaders()
             return loaders
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
-        self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        _, flat, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if flat:
+            raise UsageError(f"{self.model.name}: so flat a patch is augmented slice by slice; use loading: workers")
         patch, scales = self.configuration_manager.patch_size, self._get_deep_supervision_scales()
         theirs = (
             nnUNetDataLoader(
@@ -180,7 +179,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         training, validation = theirs
         chances = CHANCES[self.model.augmentation]
         return (
-            ResidentLoader(training, scales, self.device, chances),
+            ResidentLoader(training, scales, self.device, chances, self.configuration_manager.use_mask_for_norm),
             ResidentLoader(validation, scales, self.device),
         )
 
@@ -282,7 +281,7 @@ def set_chances(transforms: ComposeTransforms, chances: Chances) -> None:
             inner.p_rotation, inner.p_scaling = chances.rotation, chances.scaling
         elif isinstance(inner, GammaTransform):
             item.apply_probability = chances.inverted_gamma if inner.p_invert_image else chances.gamma
-        elif name := _CHANCE.get(type(inner)):
+        elif name := _NAME_OF_CHANCE.get(type(inner)):
             item.apply_probability = getattr(chances, name)
 
 

@@ -12,6 +12,7 @@ from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
 from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
 from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
 from batchgeneratorsv2.transforms.utils.deep_supervision_downsampling import DownsampleSegForDSTransform
+from batchgeneratorsv2.transforms.utils.nnunet_masking import MaskImageTransform
 from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentationToRegionsTransform
 from scipy import ndimage
 
@@ -27,7 +28,8 @@ ALWAYS = Chances(**{field.name: 1.0 for field in dataclasses.fields(Chances)})
 def case():
     generator = torch.Generator().manual_seed(1)
     image = torch.randn(4, 20, 24, 18, generator=generator)
-    labels = torch.zeros(20, 24, 18, dtype=torch.uint8)
+    labels = torch.full((20, 24, 18), -1, dtype=torch.int8)
+    labels[1:-1, 2:-2, 1:-1] = 0
     labels[4:14, 6:16, 5:15], labels[6:12, 8:14, 7:13], labels[8:10, 9:12, 8:12] = 2, 1, 3
     return ResidentCase(image, labels, {})
 
@@ -47,7 +49,7 @@ def test_what_lies_outside_of_the_case_is_zero(case):
     image, labels = sample(case, np.array([0.5, 0.5, 0.5]), np.eye(3), (8, 10, 6))
     assert torch.allclose(image[:, 3:, 4:, 2:], case.image[:, :5, :6, :4], atol=1e-4)
     assert image[:, :3].abs().max() < 1e-5
-    assert labels[:3].max() == 0
+    assert labels[:3].max() == -1
 
 
 def test_a_patch_is_turned_and_mirrored_as_its_matrix_says(case):
@@ -175,6 +177,7 @@ def fake_loader(batch: int, forced: float):
     data = SimpleNamespace(load_case=lambda _: (image, labels, None, {"class_locations": {(1, 2, 3): "voxels"}}))
     loader = SimpleNamespace(
         _data=data,
+        indices=["a"],
         get_indices=lambda: ["a"] * batch,
         get_do_oversample=lambda number: number >= round(batch * (1 - forced)),
         get_bbox=get_bbox,
@@ -202,9 +205,23 @@ def test_cases_that_do_not_fit_are_told_so(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(torch, "from_numpy", lambda _: FullTensor())
-    loader = ResidentLoader(fake_loader(2, 0.33)[0], [[1.0] * 3], torch.device("cuda", 0))
-    with pytest.raises(UsageError, match="cuda:0 has no room after 0 cases; use loading: workers"):
-        next(loader)
+    with pytest.raises(UsageError, match="cpu has no room after 0 cases; use loading: workers"):
+        ResidentLoader(fake_loader(2, 0.33)[0], [[1.0] * 3], torch.device("cpu"))
+
+
+def test_masked_sequences_are_zero_outside_of_the_brain_as_nnunet_makes_them():
+    def first(masked):
+        np.random.seed(9)  # noqa: NPY002
+        torch.manual_seed(9)
+        loader = ResidentLoader(fake_loader(1, 0.0)[0], [[1.0] * 3], torch.device("cpu"), chances, masked)
+        return next(loader)["data"][0]
+
+    chances = dataclasses.replace(NEVER, noise=1.0)
+    unmasked = first([])
+    outside = torch.from_numpy(fake_loader(1, 0.0)[2][:, 6:14, 7:17, 6:12])
+    theirs = MaskImageTransform([0, 1, 3])(image=unmasked.clone(), segmentation=outside)["image"]
+    assert not torch.equal(theirs, unmasked)
+    assert torch.equal(first([True, True, False, True]), theirs)
 
 
 def test_the_same_seed_gives_the_same_batches():

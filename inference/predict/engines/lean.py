@@ -44,8 +44,8 @@ def lean(network: nn.Module, precision: torch.dtype = torch.float16) -> nn.Modul
 
         if type(network) is PlainConvUNet:
             return _LeanUNet(network, precision)
-    except (_UnknownLayerError, AttributeError):
-        # The latter where another version of the library has put its modules together otherwise.
+    except (_UnknownLayerError, AssertionError, AttributeError, LookupError, ValueError):
+        # The others where another version of the library has put its modules together otherwise.
         pass
     return None
 

@@ -19,6 +19,8 @@ from torch.nn import functional
 
 _THREADS: Final = 256
 _BLOCKS_PER_PROCESSOR: Final = 8
+_OUT_OF_MEMORY: Final = 2
+"""Of the CUDA driver's statuses."""
 RUN: Final = 8
 """Outputs along X of one thread of a convolution: even."""
 
@@ -302,7 +304,8 @@ def depthwise(x: Tensor, weight: Tensor, stride: int = 1) -> tuple[Tensor, Tenso
         return _convolve("depthwise", x, weight, list(x.shape[1:4]))
     filters = weight.permute(3, 0, 1, 2)[:, None]
     y = functional.conv3d(_channels_first(x), filters, None, stride, kernel // 2, groups=channels)
-    return _with_sums(_channels_last(y))
+    y = _channels_last(y)
+    return y, sums_of(y)
 
 
 def depthwise_transposed(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -316,7 +319,8 @@ def depthwise_transposed(x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
         return _convolve("depthwise_transposed", x, weight, [2 * size - 1 for size in x.shape[1:4]])
     filters = weight.permute(3, 0, 1, 2)[:, None]
     y = functional.conv_transpose3d(_channels_first(x), filters, None, 2, kernel // 2, groups=channels)
-    return _with_sums(_channels_last(y))
+    y = _channels_last(y)
+    return y, sums_of(y)
 
 
 def sums_of(x: Tensor) -> Tensor:
@@ -352,10 +356,6 @@ def _channels_first(x: Tensor) -> Tensor:
 
 def _channels_last(x: Tensor) -> Tensor:
     return x.permute(0, 2, 3, 4, 1).contiguous()
-
-
-def _with_sums(y: Tensor) -> tuple[Tensor, Tensor]:
-    return y, sums_of(y)
 
 
 def _room_for_sums(x: Tensor, blocks: int) -> Tensor:
@@ -435,6 +435,8 @@ def _driver() -> ctypes.CDLL:
 
 
 def _check(status: int) -> None:
+    if status == _OUT_OF_MEMORY:
+        raise torch.OutOfMemoryError("CUDA out of memory in a kernel of this package")
     if status:
         raise RuntimeError(f"CUDA driver error {status} in a kernel of this package")
 

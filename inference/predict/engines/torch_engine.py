@@ -47,11 +47,13 @@ from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, paddin
 
 _LOG = logging.getLogger(__name__)
 _GPU_BATCH = len(MIRRORINGS)
-_DISAGREEMENT = 0.02
-"""Mean absolute difference in probability from which on a lean form is not trusted."""
+_DISAGREEMENT = 0.05
+"""Root mean square difference of logits, by their standard deviation, from which on a lean form is not trusted; half
+precision alone makes 0.002."""
 _HOST = torch.device("cpu")
-_NO_ENGINE = "unable to find an engine"
-"""What is said of a convolution for whose workspace there is no memory; and of one that cuDNN cannot do."""
+_SHORTAGES = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What is said of a convolution for whose workspace there is no memory, and of one that cuDNN cannot do; and of matrix
+products that find none."""
 _INSTEAD = "choose --engine openvino --device cpu, or another bundle"
 
 
@@ -94,7 +96,8 @@ class TorchEngine:
             torch.set_num_threads(threads or available_threads())
         self._batch = _GPU_BATCH if self._on_gpu else 1
         self._networks: dict[tuple[int, int], tuple[NetworkSource, nn.Module]] = {}
-        self._lean: dict[int, bool] = {}
+        # By the id of a model, which is kept in `_networks`.
+        self._runs_lean: dict[int, bool] = {}
         self._placed: set[nn.Module] = set()
         self._one_at_a_time = False
 
@@ -108,7 +111,7 @@ class TorchEngine:
         """Library, version, device and precision, and whether all networks so far run in their lean form."""
         if not self._on_gpu:
             return f"torch {torch.__version__} cpu float32"
-        form = ", lean" if self._lean and all(self._lean.values()) else ""
+        form = ", lean" if self._runs_lean and all(self._runs_lean.values()) else ""
         return f"torch {torch.__version__} {self._device} ({torch.cuda.get_device_name(self._device)}) float16{form}"
 
     def load(self, model: NetworkSource) -> None:
@@ -179,38 +182,44 @@ class TorchEngine:
 
     def _lean_form(self, model: NetworkSource, network: nn.Module) -> nn.Module:
         """What runs instead of a network on a GPU, if anything: found out with the first network of a model."""
-        rearranged = lean(network) if self._on_gpu and self._lean.get(id(model), True) else None
-        if self._on_gpu and id(model) not in self._lean:
+        rearranged = lean(network) if self._on_gpu and self._runs_lean.get(id(model), True) else None
+        if self._on_gpu and id(model) not in self._runs_lean:
             doubt = self._doubt(model, network, rearranged) if rearranged else ""
             if doubt:
                 _LOG.warning("%s: its networks run as they are, not in lean form: %s", model.name, doubt)
-            self._lean[id(model)] = rearranged is not None and not doubt
-        return rearranged if rearranged and self._lean[id(model)] else network
+            self._runs_lean[id(model)] = rearranged is not None and not doubt
+        return rearranged if rearranged and self._runs_lean[id(model)] else network
 
     def _doubt(self, model: NetworkSource, network: nn.Module, rearranged: nn.Module) -> str:
-        """Why the lean form of a network cannot be trusted, or nothing."""
+        """Why the lean form of a network cannot be trusted, or nothing. Raises DeviceError where there is no memory."""
         # Instance norm refuses a single voxel, which one stride would come to at the bottom of a U-Net.
         sizes = [2 * multiple for multiple in pass_multiple(model)]
-        cube = torch.randn(1, len(SEQUENCES), *sizes, generator=torch.Generator().manual_seed(0)).to(self._device)
+        cube = torch.randn(1, len(SEQUENCES), *sizes, generator=torch.Generator().manual_seed(0))
         expected = self._tried(network, cube)
+        one_at_a_time = self._one_at_a_time
         try:
             found = self._tried(rearranged, cube)
-        except (DeviceError, torch.OutOfMemoryError):
+        except DeviceError:
             raise
         except Exception as error:
+            # What cuDNN cannot do was taken for a lack of memory.
+            self._one_at_a_time = one_at_a_time
             reason, _, _ = str(error).partition("\n")
             return f"{type(error).__name__}: {reason}"
-        probabilities = [region_probabilities(logits, model.heads) for logits in (found, expected)]
-        difference = float((probabilities[0] - probabilities[1]).abs().mean())
+        # Of logits, because networks are so sure that noise is no tumour that probabilities agree whatever happens.
+        difference = float((found - expected).square().mean().sqrt() / expected.std())
         # Written so that an answer that is not a number is doubted too.
-        return "" if difference < _DISAGREEMENT else f"probabilities differ by {difference:.3f} in the mean"
+        return "" if difference < _DISAGREEMENT else f"logits differ by {difference:.3f} of their standard deviation"
 
     def _tried(self, network: nn.Module, batch: Tensor) -> Tensor:
-        """Logits (heads, Z, Y, X), on the host, of (1, 4, Z, Y, X) by a network that does not stay on the device."""
+        """Logits (heads, Z, Y, X) on the host of (1, 4, Z, Y, X), by a network that does not stay on the device."""
         try:
             self._place(network)
             with torch.inference_mode():
-                return self._forward(network, batch)[0].cpu()
+                return self._forward(network, batch.to(self._device))[0].cpu()
+        except torch.OutOfMemoryError as error:
+            advice = "close what else uses it, or choose --device cpu"
+            raise DeviceError(f"{self.device}: not enough memory to try a network; {advice}") from error
         finally:
             network.to(_HOST)
             self._placed.discard(network)
@@ -283,7 +292,7 @@ class TorchEngine:
                 batch = batch[len(part) :]
                 continue
             except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and _NO_ENGINE not in str(error):
+                if not isinstance(error, torch.OutOfMemoryError) and not any(sign in str(error) for sign in _SHORTAGES):
                     raise
                 # The traceback holds what was computed so far.
                 shortage = error.with_traceback(None)

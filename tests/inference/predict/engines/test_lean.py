@@ -95,6 +95,9 @@ def kernels(
         libraries[kernel][f"launch_{name}"](blocks, len(arguments[0]), *map(lean_kernels._as_c, arguments))
         ran.append(name)
 
+    new_empty = torch.Tensor.new_empty
+    # What a kernel leaves out is seen.
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *size, **as_: new_empty(x, *size, **as_).fill_(torch.nan))
     monkeypatch.setattr(lean_kernels, "_by_kernels", lambda x: x.dtype is torch.float16)
     monkeypatch.setattr(lean_kernels, "_launch", launch)
     monkeypatch.setattr(lean_kernels, "_most_blocks", lambda _: request.param)
@@ -165,6 +168,14 @@ def test_kernels_normalise_as_torch_does(shape: tuple[int, ...], kernels: list[s
     assert found is x
     assert kernels == ["statistics", "normalise"]
     torch.testing.assert_close(found.float(), functional.leaky_relu(values, 0.01), atol=1e-3, rtol=1e-3)
+
+
+def test_what_the_driver_says_is_told_apart() -> None:
+    lean_kernels._check(0)
+    with pytest.raises(torch.OutOfMemoryError):
+        lean_kernels._check(2)
+    with pytest.raises(RuntimeError, match="driver error 700"):
+        lean_kernels._check(700)
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])

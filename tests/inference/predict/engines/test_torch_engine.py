@@ -333,13 +333,21 @@ def gives_nan(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     return torch.full((len(batch), 3, *batch.shape[2:]), torch.nan)
 
 
+def is_sure_of_nothing(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+    return torch.full((len(batch), 3, *batch.shape[2:]), -20.0)
+
+
 def does_not_compile(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     raise RuntimeError("kernels do not compile\nline 1")
 
 
 @pytest.mark.parametrize(
     ("forward", "reason"),
-    [(gives_nan, "differ by nan in the mean"), (does_not_compile, "RuntimeError: kernels do not compile")],
+    [
+        (gives_nan, "differ by nan of their standard deviation"),
+        (is_sure_of_nothing, "of their standard deviation"),
+        (does_not_compile, "RuntimeError: kernels do not compile"),
+    ],
 )
 def test_a_lean_form_that_does_not_work_is_left(
     forward: Callable,
@@ -352,6 +360,9 @@ def test_a_lean_form_that_does_not_work_is_left(
 
     monkeypatch.setattr(_LeanUNet, "forward", forward)
     model = make_model(make_plans(unet_architecture()), name="unet")
+    for fold in model.folds:
+        # As trained networks are of noise: sure that there is no tumour, so that probabilities say nothing.
+        model.tensors(fold)["decoder.seg_layers.1.bias"][:] -= 20
     engine = as_on_a_gpu(monkeypatch)
     engine.load(model)
     (message,) = caplog.messages
@@ -360,6 +371,21 @@ def test_a_lean_form_that_does_not_work_is_left(
     assert [type(network).__name__ for _, network in engine._networks.values()] == ["PlainConvUNet"] * 2
     assert engine._placed == {network for _, network in engine._networks.values()}
     assert engine.description.endswith("float16")
+
+
+def test_a_convolution_that_cudnn_cannot_do_changes_nothing_else(
+    make_model: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from inference.predict.engines.lean import _LeanUNet
+
+    def refused(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("GET was unable to find an engine to execute this computation")
+
+    engine = as_on_a_gpu(monkeypatch)
+    engine.load(make_model(make_plans(mednext_architecture()), folds=1))
+    monkeypatch.setattr(_LeanUNet, "forward", refused)
+    engine.load(make_model(make_plans(unet_architecture()), folds=1))
+    assert not engine._one_at_a_time
 
 
 def test_a_shortage_of_memory_is_no_reason_to_leave_the_lean_form(
