@@ -10,6 +10,7 @@ from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
+from inference.errors import UsageError
 from training import trainers
 from training.config import ModelConfig
 from training.trainers import CHANCES, RegionLoss, RegionTrainer, WarmupPolynomial, inverse_frequency, set_chances
@@ -99,3 +100,15 @@ def test_a_processor_without_bfloat16_trains_in_float32(has_it, monkeypatch):
     a = torch.ones(2, 2)
     with trainer._forward(a):
         assert (a @ a).dtype == (torch.bfloat16 if has_it else torch.float32)
+
+
+def test_flat_patches_are_not_augmented_as_if_they_were_thick(monkeypatch):
+    trainer = object.__new__(RegionTrainer)
+    trainer.model = ModelConfig("nnunet", "PlainConvUNet", {}, loading="resident")
+    trainer.preprocessed_dataset_folder = "unread"
+    monkeypatch.setattr(trainers, "infer_dataset_class", lambda _: None)
+    monkeypatch.setattr(
+        trainer, "configure_rotation_dummyDA_mirroring_and_inital_patch_size", lambda: (None, True, None, None)
+    )
+    with pytest.raises(UsageError, match=r"nnunet: so flat a patch .* use loading: workers"):
+        trainer.get_dataloaders()
