@@ -115,7 +115,10 @@ class ResidentLoader:
 
 
 def draw_matrix(chances: Chances) -> NDArray[np.float64]:
-    """What steps along a patch's axes are in the case, both in (Z, Y, X): rotated, scaled, mirrored or as they are."""
+    """What steps along a patch's axes are in the case, (3, 3) in (Z, Y, X): rotated, scaled, mirrored or as they are.
+
+    By up to 30° about each axis, and 0.7 to 1.4 times the size (`get_training_transforms` of nnU-Net's trainer, 2.8.1).
+    """
     matrix = np.eye(3)
     if _happens(chances.rotation):
         for axis, angle in enumerate(np.random.uniform(-np.pi / 6, np.pi / 6, 3)):  # noqa: NPY002 (as nnU-Net's loader)
@@ -167,7 +170,10 @@ def targets(labels: Tensor, scales: Sequence[Sequence[float]]) -> list[Tensor]:
 
 
 def augment(batch: Tensor, chances: Chances) -> Tensor:
-    """Change the intensities of patches (patch, sequence, Z, Y, X) as nnU-Net does; shapes stay."""
+    """Change the intensities of patches (patch, sequence, Z, Y, X) as nnU-Net does; shapes stay.
+
+    All ranges are those of `get_training_transforms` of nnU-Net's trainer (2.8.1).
+    """
     patches, sequences = batch.shape[:2]
 
     def chosen(chance: float, share: float = 1.0) -> Tensor:
@@ -198,7 +204,7 @@ def augment(batch: Tensor, chances: Chances) -> Tensor:
 
 
 def draw_factor(least: float, most: float, size: tuple[int, ...]) -> Tensor:
-    """Factors that are as often below 1 as above it."""
+    """Factors that are as often below 1 as above it (batchgeneratorsv2's `BGContrast`)."""
     position = torch.rand(size)
     return torch.where(torch.rand(size) < 0.5, least + (1 - least) * position, 1 + (most - 1) * position)
 

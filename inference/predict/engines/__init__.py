@@ -137,6 +137,18 @@ def pass_multiple(model: NetworkSource) -> Triple:
     return z, y, x
 
 
+def doubt_of(found: NDArray[np.float32], expected: NDArray[np.float32], most: float) -> str:
+    """Why logits cannot be trusted where others, of the same shape, were expected; or nothing.
+
+    `most` is how far they may be apart: the root mean square of the difference by the standard deviation of what was
+    expected. Not of probabilities, because trained networks are so sure that noise is no tumour that these agree
+    whatever happens.
+    """
+    difference = float(np.sqrt(np.square(found - expected).mean()) / expected.std())
+    # Written so that an answer that is not a number is doubted too.
+    return "" if difference < most else f"logits differ by {difference:.3f} of their standard deviation"
+
+
 def forward_count(shape: tuple[int, ...], patch: tuple[int, int, int], profile: Profile) -> int:
     """Forward passes of one network over an array of spatial `shape` (Z, Y, X)."""
     if profile is Profile.FAST:

@@ -24,6 +24,7 @@ from inference.predict.engines import (
     Heed,
     NetworkSource,
     Profile,
+    doubt_of,
     heads_of,
     pass_multiple,
 )
@@ -185,10 +186,7 @@ class OpenVinoEngine:
             expected = _forward_of(self._compile(self._graph(model, fold), "f32"))(cube)
         else:
             return "" if np.isfinite(found).all() else "its answers are not finite"
-        # Of logits, because networks are so sure that noise is no tumour that probabilities agree whatever happens.
-        difference = float(np.sqrt(np.square(found - expected).mean()) / expected.std())
-        # Written so that an answer that is not a number is doubted too.
-        return "" if difference < _DISAGREEMENT else f"logits differ by {difference:.3f} of their standard deviation"
+        return doubt_of(found, expected, _DISAGREEMENT)
 
     def _fallback(self) -> Engine:
         if self._torch is None:

@@ -36,6 +36,7 @@ from inference.predict.engines import (
     Heed,
     NetworkSource,
     Profile,
+    doubt_of,
     heads_of,
     pass_multiple,
 )
@@ -206,10 +207,7 @@ class TorchEngine:
             self._one_at_a_time = one_at_a_time
             reason, _, _ = str(error).partition("\n")
             return f"{type(error).__name__}: {reason}"
-        # Of logits, because networks are so sure that noise is no tumour that probabilities agree whatever happens.
-        difference = float((found - expected).square().mean().sqrt() / expected.std())
-        # Written so that an answer that is not a number is doubted too.
-        return "" if difference < _DISAGREEMENT else f"logits differ by {difference:.3f} of their standard deviation"
+        return doubt_of(found.numpy(), expected.numpy(), _DISAGREEMENT)
 
     def _tried(self, network: nn.Module, batch: Tensor) -> Tensor:
         """Logits (heads, Z, Y, X) on the host of (1, 4, Z, Y, X), by a network that does not stay on the device."""
