@@ -32,7 +32,7 @@ from inference.intake.scan import read_labels, read_scan
 from inference.labels import REGIONS, region_mask
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import predict
-from training.datasets import labels_of, read_folds
+from training.data.datasets import labels_of, read_folds
 from training.evaluation.tables import Row, markdown
 
 _LOG: Final = logging.getLogger(__name__)

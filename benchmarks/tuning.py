@@ -23,10 +23,10 @@ from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
 from training.config import BundleConfig, DatasetConfig, ModelConfig, RunConfig, SourceConfig, TuningConfig
-from training.crossval import prediction_path
-from training.datasets import CaseEntry, copy_name
-from training.phantoms import make_phantom
-from training.tuning import tune
+from training.data.datasets import CaseEntry, copy_name
+from training.data.phantoms import make_phantom
+from training.fit.predict import prediction_path
+from training.tune.thresholds import tune
 from training.workers import open_workers
 
 _LOG = logging.getLogger(__name__)

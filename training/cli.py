@@ -11,11 +11,12 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import available_threads
-from training import demonstration, exporting, importing
+from training.bundles import export_openvino, import_checkpoints
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
-from training.devices import own_gpu
 from training.evaluation import compare, evaluate
+from training.fit.devices import own_gpu
 from training.locks import alone
+from training.report import demonstration
 
 log = logging.getLogger("training")
 
@@ -25,21 +26,21 @@ SNAKEFILE = Path(__file__).with_name("Snakefile")
 
 def cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     """List the cases of every source."""
-    from training.datasets import list_cases, write_cases
+    from training.data.datasets import list_cases, write_cases
 
     write_cases(list_cases(config), work / "cases.json")
 
 
 def folds(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Describe the reference tumours, cluster them and deal the cases into folds."""
-    from training.stratify import stratify
+    from training.data.stratify import stratify
 
     stratify(config, work, jobs=arguments.jobs)
 
 
 def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Write one stage's cases as nnU-Net's raw data set."""
-    from training.datasets import read_cases, write_dataset
+    from training.data.datasets import read_cases, write_dataset
 
     entries = read_cases(work / "cases.json")
     write_dataset(config, arguments.stage, entries, work / "nnunet" / "raw", jobs=arguments.jobs)
@@ -47,14 +48,14 @@ def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
 
 def plan(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Plan every model on the first stage's data."""
-    from training import planning
+    from training.fit import planning
 
     planning.plan(config, work, jobs=arguments.jobs or available_threads())
 
 
 def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Preprocess one stage's data for one model."""
-    from training import planning
+    from training.fit import planning
 
     jobs = arguments.jobs or available_threads()
     planning.preprocess(config, work, arguments.stage, arguments.model, jobs=jobs)
@@ -62,23 +63,23 @@ def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> 
 
 def splits(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     """Write nnU-Net's splits of every stage and check that nothing leaks."""
-    from training.fitting import write_splits
+    from training.fit.train import write_splits
 
     write_splits(config, work)
 
 
 def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Train one network, or go on with it."""
-    from training import fitting
+    from training.fit import train
 
     where = (arguments.stage, arguments.model, arguments.fold)
     with own_gpu(work):
-        fitting.train(config, work, *where, device=arguments.device, threads=arguments.threads)
+        train.train(config, work, *where, device=arguments.device, threads=arguments.threads)
 
 
 def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Predict the cases of one fold with the network that has not seen them."""
-    from training.crossval import predict_fold
+    from training.fit.predict import predict_fold
 
     with own_gpu(work):
         predict_fold(config, work, arguments.model, arguments.fold, arguments.stage)
@@ -86,21 +87,21 @@ def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
 
 def tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Choose ensemble weights, subtypes and thresholds out of fold."""
-    from training import tuning
+    from training.tune import thresholds
 
-    tuning.tune(config, work, jobs=arguments.jobs)
+    thresholds.tune(config, work, jobs=arguments.jobs)
 
 
 def freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Freeze the run as a bundle."""
-    from training import freezing
+    from training.bundles import freeze
 
-    freezing.freeze(config, work, arguments.bundle or work / "bundle", revision=arguments.revision)
+    freeze.freeze(config, work, arguments.bundle or work / "bundle", revision=arguments.revision)
 
 
 def report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Write what the run shows, or shows so far: one page, and its tables beside it."""
-    from training.reporting.report import write_report
+    from training.report.report import write_report
 
     log.info("report: %s", write_report(config, work, revision=arguments.revision, jobs=arguments.jobs))
 
@@ -131,13 +132,13 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
     ),
     "import-checkpoints": (
         "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1.",
-        importing.add_arguments,
-        importing.run,
+        import_checkpoints.add_arguments,
+        import_checkpoints.run,
     ),
     "export-openvino": (
         "Write a bundle again with its networks as OpenVINO IR.",
-        exporting.add_arguments,
-        exporting.run,
+        export_openvino.add_arguments,
+        export_openvino.run,
     ),
     "picture": (
         "Draw a case with predicted and reference regions and the score.",

@@ -11,7 +11,7 @@ from scipy import stats
 
 from benchmarks.agreement import Judged, dice, main, rows_of, spearman
 from tests.inference.conftest import tiny_bundle  # noqa: F401 (a fixture)
-from training.phantoms import make_phantom, write_phantom
+from training.data.phantoms import make_phantom, write_phantom
 
 
 def test_spearman_is_scipys() -> None:

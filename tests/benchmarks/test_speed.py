@@ -13,7 +13,7 @@ import torch
 from benchmarks.__main__ import main
 from inference.bundle.store import load_bundle
 from inference.cli import main as inference
-from training.phantoms import make_phantom, write_phantom
+from training.data.phantoms import make_phantom, write_phantom
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 
 from tests.docs.blocks import PAGES, ROOT, RUNNABLE, SHOWN, Block, blocks_of
 from tests.inference.conftest import tiny_bundle  # noqa: F401 (a fixture)
-from training.phantoms import make_phantom, write_phantom
+from training.data.phantoms import make_phantom, write_phantom
 
 TO_RUN = [page for page in PAGES if any(b.language in RUNNABLE and not b.reason for b in blocks_of(page))]
 

@@ -367,7 +367,7 @@ def one_case() -> tuple[str, dict[str, Path]]:
     if real:
         folder = real[0]
     else:
-        from training.phantoms import make_phantom, write_phantom
+        from training.data.phantoms import make_phantom, write_phantom
 
         folder = write_phantom(fresh("phantom"), "BraTS-SSA-00007-000", make_phantom(7))
     say(f"case: {folder.name}{'' if real else ', a phantom'}")

@@ -51,7 +51,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three small phantoms, P-00001-000 to P-00003-000, stored in three orientations; read-only by convention."""
-    from training.phantoms import make_phantom, write_phantom
+    from training.data.phantoms import make_phantom, write_phantom
 
     folder = tmp_path_factory.mktemp("phantoms")
     for seed, orientation in enumerate(("RAS", "LPS", "PIR"), 1):

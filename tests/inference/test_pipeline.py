@@ -30,7 +30,7 @@ from inference.pipeline import (
     walk_to_end,
 )
 from inference.report.record import CaseRecord
-from training.phantoms import make_phantom, write_phantom
+from training.data.phantoms import make_phantom, write_phantom
 
 IDS = ["P-00001-000", "P-00002-000", "P-00003-000"]
 

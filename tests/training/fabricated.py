@@ -11,11 +11,11 @@ from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
 from training.config import DatasetConfig, RunConfig, SourceConfig, load_config
-from training.crossval import prediction_path
-from training.datasets import copy_name, list_cases, load_labels, write_cases
-from training.phantoms import make_phantom
-from training.stratify import stratify
-from training.tuning import tune
+from training.data.datasets import copy_name, list_cases, load_labels, write_cases
+from training.data.phantoms import make_phantom
+from training.data.stratify import stratify
+from training.fit.predict import prediction_path
+from training.tune.thresholds import tune
 
 SMOKE = Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml"
 SCRATCH = "nnunet-scratch"

@@ -9,7 +9,7 @@ import yaml
 
 from inference.errors import UsageError
 from training.config import TRAININGS, load_config, settle_config
-from training.fitting import checkpoint_path
+from training.fit.train import checkpoint_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"
 SMOKE = CONFIGS / "smoke.yaml"

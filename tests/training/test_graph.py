@@ -91,7 +91,7 @@ def test_the_papers_jobs(paper):
 def test_the_papers_cases_are_found_where_the_command_says(paper):
     work, _ = paper
     assert main(["cases", "--config", str(work / "config.yaml"), "--work", str(work)]) == 0
-    from training.datasets import read_cases
+    from training.data.datasets import read_cases
 
     sources = [entry.source for entry in read_cases(work / "cases.json")]
     assert (sources.count("gli"), sources.count("ssa")) == (1251, 60)

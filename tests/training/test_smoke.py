@@ -18,10 +18,10 @@ import torch
 
 from inference.bundle.store import load_bundle
 from inference.cli import main as infer
-from training import fitting
 from training.cli import main
 from training.config import load_config
-from training.datasets import case_of, read_cases, read_folds
+from training.data.datasets import case_of, read_cases, read_folds
+from training.fit import train as fitting
 
 pytestmark = pytest.mark.timeout(3000)
 

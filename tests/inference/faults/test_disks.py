@@ -175,7 +175,7 @@ pipeline.predict = squeezed
 
 
 def test_a_case_that_finds_no_memory_says_so_and_the_others_go_on(places: Places, tmp_path: Path) -> None:
-    from training.phantoms import make_phantom, write_phantom
+    from training.data.phantoms import make_phantom, write_phantom
 
     large = "Q-00001-000"
     shutil.rmtree(places.cases / large)

@@ -16,7 +16,7 @@ from inference.intake.scan import read_labels, read_scan
 from inference.labels import Label
 from inference.report.figures import CaseDrawing, draw_case
 from inference.report.figures import _figure as figure_of
-from training.phantoms import Phantom, write_phantom
+from training.data.phantoms import Phantom, write_phantom
 
 PNG = b"\x89PNG\r\n\x1a\n"
 

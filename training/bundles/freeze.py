@@ -1,0 +1,134 @@
+"""From a finished run to a bundle: weights, plans, subtypes, thresholds, folds, and how good it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+from inference.bundle.manifest import DataSet, ModelEntry, Provenance
+from inference.bundle.store import Bundle, NewBundle, NewModel, load_bundle, write_bundle
+from inference.bundle.tables import FloatArray, parse_thresholds
+from inference.labels import REGIONS, labels_from_regions, region_mask
+from inference.predict.engines import Profile, open_engine
+from inference.predict.ensemble import predict
+from training.config import RunConfig
+from training.data.datasets import CaseEntry, load_case, read_cases
+from training.data.stratify import SPACING, ancestor_folds, load_subtypes
+from training.fit.planning import CONFIGURATION
+from training.fit.predict import SingleModel, stored_weights, trained_network
+
+LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn", "pyradiomics")
+"""Whose versions a bundle records."""
+
+
+def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bundle:
+    """Write the bundle of a finished run to `target`; BundleError or UsageError says what is missing."""
+    subtypes = load_subtypes(work / "subtypes.json")
+    tuning = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
+    entries = read_cases(work / "cases.json")
+    scores: dict[str, object] = {
+        "out_of_fold": json.loads((work / "scores.json").read_text(encoding="utf-8")),
+        "nested_gain": tuning["nested_gain"],
+        "how": (
+            "each case predicted by the one network per model that has not seen it, "
+            f"profile {config.tuning.profile}; lesion-wise scores after the official definitions"
+        ),
+    }
+    if config.bundle.half_precision:
+        scores["half_precision"] = half_precision_agreement(config, work, entries)
+    return write_bundle(
+        target,
+        NewBundle(
+            name=config.bundle.name,
+            version=config.bundle.version,
+            intended_use=config.bundle.intended_use,
+            limits=config.bundle.limits,
+            licence=config.bundle.licence,
+            provenance=provenance(config, entries, revision),
+            models=[_new_model(config, work, model.name, tuning["weights"][model.name]) for model in config.models],
+            thresholds=parse_thresholds(tuning["thresholds"], "tuning.json", subtypes.clusters),
+            scores=scores,
+            subtypes=subtypes,
+            fold_subtypes=load_subtypes(work / "fold_subtypes.json"),
+            folds=all_folds(config, work),
+        ),
+    )
+
+
+def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
+    """The run's `folds.json`, and the cases of its ancestors, whom descendants must keep in their folds as well."""
+    content: dict[str, dict[str, object]] = json.loads((work / "folds.json").read_text(encoding="utf-8"))
+    older_folds, older_patients = ancestor_folds(config)
+    both = {"folds": {**older_folds, **content["folds"]}, "patients": {**older_patients, **content["patients"]}}
+    return {**content, **both}
+
+
+def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:
+    plans = json.loads((work / "plans" / f"{name}.json").read_text(encoding="utf-8"))
+    networks: dict[int, Mapping[str, FloatArray]] = {}
+    for fold in range(config.folds):
+        checkpoint = trained_network(config, work, name, fold).checkpoint
+        networks[fold] = stored_weights(checkpoint, plans, half_precision=config.bundle.half_precision)
+    architecture = plans["configurations"][CONFIGURATION]["architecture"]["network_class_name"].rpartition(".")[2]
+    entry = ModelEntry(name, architecture, "regions", "safetensors", tuple(range(config.folds)), weight)
+    return NewModel(entry, plans, networks)
+
+
+def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
+    """What a run was made from: data sets, configuration, revision of the code, versions of libraries."""
+    data_sets = list(_ancestor(config).manifest.provenance.data_sets) if config.ancestor else []
+    for source in config.sources:
+        stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
+        use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
+        name = f"{source.name} ({source.doi})" if source.doi else source.name
+        data_sets.append(DataSet(name, sum(entry.source == source.name for entry in entries), use))
+    settings = dataclasses.asdict(config)
+    for source in settings["sources"]:
+        source["folder"] = Path(source["folder"]).name  # where the data lay is nobody's business
+    settings["ancestor"] = Path(config.ancestor).name
+    plain = json.loads(json.dumps(settings))
+    libraries = {name: version(name) for name in LIBRARIES}
+    return Provenance(tuple(data_sets), plain, revision, libraries, _ancestry(config))
+
+
+def _ancestor(config: RunConfig) -> Bundle:
+    return load_bundle(Path(config.ancestor))
+
+
+def _ancestry(config: RunConfig) -> tuple[str, ...]:
+    """What the weights started from, oldest first."""
+    if not config.ancestor:
+        return ()
+    ancestor = _ancestor(config)
+    itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
+    return (*ancestor.manifest.provenance.ancestry, itself)
+
+
+def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEntry]) -> dict[str, float]:
+    """How float16 weights agree with float32 ones: one case, the first fold of every model, worst of all.
+
+    `largest_difference` is in probability, `dice_<region>` between the two label maps.
+    """
+    data, _ = load_case(next(entry for entry in entries if entry.in_folds), config)
+    engine = open_engine("torch", "cpu")
+    agreement = {"largest_difference": 0.0} | {f"dice_{region}": 1.0 for region in REGIONS}
+    for model in config.models:
+        half = trained_network(config, work, model.name, 0)
+        both = [
+            predict(data, SPACING, SingleModel((network,)), engine, Profile(config.tuning.profile)).array
+            for network in (half, dataclasses.replace(half, half_precision=False))
+        ]
+        difference = float(np.abs(both[0] - both[1]).max())
+        agreement["largest_difference"] = max(agreement["largest_difference"], difference)
+        labels = [labels_from_regions(array) for array in both]
+        for region in REGIONS:
+            masks = [region_mask(side, region) for side in labels]
+            total = int(masks[0].sum() + masks[1].sum())
+            dice = 2 * int((masks[0] & masks[1]).sum()) / total if total else 1.0
+            agreement[f"dice_{region}"] = min(agreement[f"dice_{region}"], dice)
+    return agreement

@@ -1,0 +1,133 @@
+"""Strata and folds: features of the reference tumours, their subtypes, and the one case → fold map."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.store import read_tensors
+from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_json
+from inference.errors import UsageError
+from inference.labels import region_mask
+from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
+from inference.refine.subtypes import SubtypeModel, subtype_tables
+from training.config import RunConfig
+from training.data.datasets import CaseEntry, load_case, read_cases, write_json
+from training.data.folds import stratified_folds
+from training.data.subtyping import fit_subtypes
+from training.workers import open_workers
+
+SPACING = (1.0, 1.0, 1.0)
+"""Voxel edges (X, Y, Z) in mm of the training data, which are BraTS's."""
+
+
+def extraction_settings(config: RunConfig) -> ExtractionSettings:
+    """The preset that the configuration names."""
+    if config.subtypes.extraction not in PRESETS:
+        raise UsageError(f"extraction {config.subtypes.extraction!r}: expected one of {', '.join(PRESETS)}")
+    return PRESETS[config.subtypes.extraction]
+
+
+def reference_features(config: RunConfig, entries: list[CaseEntry], jobs: int = 1) -> dict[str, NDArray[np.float64]]:
+    """Features (386,) of every case's reference tumour; UsageError names one that cannot be described."""
+    with open_workers(jobs) as workers:
+        found = list(workers.map(partial(_features_of, config=config), entries))
+    return {entry.id: values for entry, values in zip(entries, found, strict=True)}
+
+
+def _features_of(entry: CaseEntry, config: RunConfig) -> NDArray[np.float64]:
+    data, labels = load_case(entry, config)
+    features = extract_features(data, region_mask(labels, "WT"), SPACING, extraction_settings(config))
+    if isinstance(features, NoFeatures):
+        raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
+    return features.values
+
+
+def stratify(config: RunConfig, work: Path, *, jobs: int = 1) -> None:
+    """Write `folds.json`, and `fold_subtypes.*`, the model that made the strata. Phantoms belong to no fold.
+
+    Every subtype of every source is shared out equally. What an ancestor was trained on keeps the ancestor's folds.
+    """
+    entries = [entry for entry in read_cases(work / "cases.json") if entry.in_folds]
+    features = reference_features(config, entries, jobs)
+    fit = fit_subtypes(
+        np.stack(list(features.values())),
+        extraction_settings(config),
+        scaling=config.subtypes.scaling,
+        variance=config.subtypes.variance,
+        cluster_counts=config.subtypes.clusters,
+        seed=config.seed,
+    )
+    clusters = dict(zip(features, fit.clusters, strict=True))
+    patients = {entry.id: entry.patient for entry in entries}
+    first_two = first_components(fit.model, np.stack(list(features.values())))
+    strata = {entry.id: _stratum(entry, clusters[entry.id], config) for entry in entries}
+    folds = stratified_folds(strata, patients, config.folds, config.seed) | kept_folds(config, patients)
+    content = {
+        "folds": folds,
+        "clusters": clusters,
+        "patients": patients,
+        "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
+        "components": dict(zip(features, first_two.tolist(), strict=True)),
+    }
+    save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
+    write_json(content, work / "folds.json")
+
+
+def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
+    """A number for the subtype within the source."""
+    return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
+
+
+def ancestor_folds(config: RunConfig) -> tuple[dict[str, int], dict[str, str]]:
+    """Case → fold and case → patient by the ancestor's `folds.json`; empty where there is none."""
+    path = Path(config.ancestor) / "folds.json"
+    if not config.ancestor or not path.is_file():
+        return {}, {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content["folds"], content.get("patients", {})
+
+
+def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
+    """Case → fold of those cases (case → patient) whose patient has a fold in the ancestor; empty without an ancestor.
+
+    Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where this run has no
+    such fold.
+    """
+    old_folds, old_patients = ancestor_folds(config)
+    fold_of = {old_patients.get(case, case): fold for case, fold in old_folds.items()}
+    kept = {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
+    for case, fold in kept.items():
+        if fold >= config.folds:
+            raise UsageError(
+                f"{case}: every network of this run's {config.folds} folds starts from one that has learnt from this"
+                f" patient, who is in fold {fold} of the ancestor; expected more folds, or a run without this case"
+            )
+    return kept
+
+
+def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(tumours, 2): the first two principal components of features (tumours, 386); 0 where there is but one."""
+    projected = model.project(features)[:, :2]
+    padded: NDArray[np.float64] = np.pad(projected, ((0, 0), (0, 2 - projected.shape[1])))
+    return padded
+
+
+def save_subtypes(tables: SubtypeTables, path: Path) -> None:
+    """Write a subtype model as `path` (JSON) and the arrays beside it (safetensors), as bundles store it."""
+    from safetensors.numpy import save_file
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tables.arrays.items()}
+    save_file(arrays, path.with_suffix(".safetensors"))
+    path.write_text(json.dumps(subtypes_to_json(tables), indent=1) + "\n", encoding="utf-8")
+
+
+def load_subtypes(path: Path) -> SubtypeTables:
+    """The subtype model that :func:`save_subtypes` wrote."""
+    arrays = read_tensors(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").name)
+    return parse_subtypes(json.loads(path.read_text(encoding="utf-8")), arrays, path.name)

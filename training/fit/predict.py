@@ -1,0 +1,136 @@
+"""Out-of-fold predictions: every real case, in every form that is scored, by the networks that have not seen it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import UsageError
+from inference.labels import REGIONS, SEQUENCES
+from inference.predict.engines import Profile, open_engine
+from inference.predict.ensemble import predict
+from training.config import RunConfig
+from training.data.datasets import CaseEntry, copy_name, load_case, read_cases, read_folds
+from training.data.stratify import SPACING
+from training.fit.planning import CONFIGURATION
+from training.fit.train import checkpoint_path, network_name
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """One trained network, as prediction wants its models: a model of a single fold."""
+
+    name: str
+    """Name of the model."""
+    plans: Mapping[str, object]
+    """Its plans."""
+    fold: int
+    """Its fold."""
+    checkpoint: Path
+    """nnU-Net's checkpoint."""
+    half_precision: bool
+    """Whether the bundle stores its weights as float16; then they are rounded here too, and what is measured ships."""
+    heads: str = "regions"
+    """Region sigmoids."""
+    format: str = "safetensors"
+    """Tensors, not an OpenVINO graph."""
+    weight: float = 1.0
+    """The only model."""
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The plans' architecture section."""
+        configurations = self.plans["configurations"]
+        assert isinstance(configurations, dict)
+        architecture: Mapping[str, object] = configurations[CONFIGURATION]["architecture"]
+        return architecture
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """The one fold."""
+        return (self.fold,)
+
+    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
+        """Its weights by state-dict name."""
+        assert fold == self.fold
+        stored = stored_weights(self.checkpoint, self.plans, half_precision=self.half_precision)
+        return {name: array.astype(np.float32) for name, array in stored.items()}
+
+    def network_file(self, fold: int) -> Path:
+        """Its checkpoint."""
+        assert fold == self.fold
+        return self.checkpoint
+
+
+@dataclass(frozen=True)
+class SingleModel:
+    """What prediction takes for a bundle."""
+
+    models: tuple[TrainedNetwork, ...]
+    """One network."""
+    orientation: str = "RAS"
+    """What is trained here sees canonical arrays."""
+
+
+def stored_weights(
+    checkpoint: Path, plans: Mapping[str, object], *, half_precision: bool
+) -> dict[str, NDArray[np.float16] | NDArray[np.float32]]:
+    """A checkpoint's weights as a bundle stores them: what the deployed network needs, each tensor once."""
+    import torch
+
+    from inference.predict.networks import build_network, deployed_weights
+
+    configurations = plans["configurations"]
+    assert isinstance(configurations, dict)
+    with torch.device("meta"):
+        network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), len(REGIONS))
+    state = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
+    weights = deployed_weights(network, state)
+    return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
+
+
+def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> TrainedNetwork:
+    """The network of one model and fold: the fine-tuned one, or the one from scratch."""
+    plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
+    checkpoint = checkpoint_path(config, work, stage, model, fold)
+    if not checkpoint.is_file():
+        raise UsageError(f"{model} fold {fold} has not finished its training ({stage}): {checkpoint} is missing")
+    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision)
+
+
+def prediction_path(work: Path, model: str, copy: str) -> Path:
+    """Where one out-of-fold prediction is kept."""
+    return work / "out_of_fold" / model / f"{copy}.npz"
+
+
+def scored_cases(config: RunConfig, work: Path) -> dict[CaseEntry, int]:
+    """Case → fold of the cases that are predicted out of fold and scored: those that fine-tuning learns from."""
+    folds = read_folds(work / "folds.json")
+    entries = read_cases(work / "cases.json")
+    return {
+        entry: folds[entry.id] for entry in entries if entry.id in folds and entry.source in config.finetuning.sources
+    }
+
+
+def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> None:
+    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
+    network = SingleModel((trained_network(config, work, model, fold, stage),))
+    engine = open_engine("torch", "auto")
+    for entry, own in scored_cases(config, work).items():
+        if own != fold:
+            continue
+        for form in config.tuning.forms:
+            target = prediction_path(work, network_name(model, stage), copy_name(entry.id, form))
+            if target.is_file():
+                continue
+            data, _ = load_case(entry, config, form)
+            regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial = target.with_suffix(".partial.npz")
+            np.savez_compressed(partial, probabilities=regions.array.astype(np.float16))
+            partial.rename(target)

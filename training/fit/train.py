@@ -1,0 +1,219 @@
+"""Training of one network: one model, one stage, one fold. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from inference.errors import BundleError, UsageError
+from inference.labels import REGIONS, region_mask
+from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
+from training.data.datasets import copies_of, dataset_name, read_cases, read_folds, write_json
+from training.data.folds import check_no_leak, splits_of
+from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, set_nnunet_folders
+from training.locks import alone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from training.fit.trainers import RegionTrainer
+
+log = logging.getLogger("training")
+
+
+def network_name(model: str, stage: str) -> str:
+    """What a model's networks of a stage are called among plans and predictions."""
+    return f"{model}-{SCRATCH}" if stage == SCRATCH else model
+
+
+def stage_of(stage: str) -> str:
+    """The stage whose data set a training learns from: that of fine-tuning for the one from scratch."""
+    return "finetuning" if stage == SCRATCH else stage
+
+
+def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
+    """Where nnU-Net keeps one training."""
+    trainer = "MedNeXtRegionTrainer" if config.model(model).architecture == "MedNeXt" else "NnUNetRegionTrainer"
+    name = f"{trainer}__{network_name(model, stage)}__{CONFIGURATION}"
+    return work / "nnunet" / "trainings" / dataset_name(stage_of(stage)) / name / f"fold_{fold}"
+
+
+def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
+    """The last checkpoint of a finished training."""
+    return training_folder(config, work, stage, model, fold) / "checkpoint_final.pth"
+
+
+def write_splits(config: RunConfig, work: Path) -> None:
+    """nnU-Net's `splits_final.json` of every stage, from the one case → fold map; phantoms train in every fold.
+
+    Raises LeakError where a patient would be on both sides, and UsageError for a fold without a case.
+    """
+    folds = read_folds(work / "folds.json")
+    entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
+    patients = {case: entries[case].patient for case in folds}
+    for stage in config.stages:
+        copies = copies_of(work, stage)
+        sources = {copy: case for copy, case in copies.items() if entries[case].in_folds}
+        phantoms = [copy for copy, case in copies.items() if not entries[case].in_folds]
+        splits = splits_of(folds, sources, phantoms)
+        check_no_leak(folds, patients, sources, splits, phantoms)
+        held_out = [len(split["val"]) for split in splits] + [0] * (config.folds - len(splits))
+        if 0 in held_out:
+            raise UsageError(f"{stage}: fold {held_out.index(0)} has no case, expected one at least: use fewer `folds`")
+        target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_json(splits, target)
+
+
+def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[float]:
+    """Loss weights of WT, TC, ET as the configuration names them, from the fold's training cases alone."""
+    if model.loss_weights == "uniform":
+        return [1.0] * len(REGIONS)
+    if model.loss_weights != "inverse_frequency":
+        raise UsageError(f"loss weights {model.loss_weights!r}: expected uniform or inverse_frequency")
+    import nibabel
+
+    from training.fit.trainers import inverse_frequency
+
+    splits = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
+    training = json.loads(splits.read_text(encoding="utf-8"))[fold]["train"]
+    voxels = dict.fromkeys(REGIONS, 0)
+    for copy in training:
+        path = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr" / f"{copy}.nii.gz"
+        labels = np.asarray(nibabel.load(path).dataobj)
+        for region in REGIONS:
+            voxels[region] += int(region_mask(labels, region).sum())
+    return inverse_frequency(voxels)
+
+
+def train(
+    config: RunConfig, work: Path, stage: str, model_name: str, fold: int, *, device: str = "auto", threads: int = 0
+) -> Path:
+    """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
+
+    The second stage starts from the first stage's network of the same model and fold, or from the ancestor's, and
+    refuses other plans. `stage` may also be :data:`training.config.SCRATCH`. Where a killed run has left another
+    process at the same training, this one waits for it.
+    """
+    finished = checkpoint_path(config, work, stage, model_name, fold)
+    claim = work / "locks" / f"train.{stage}.{model_name}.{fold}"
+    with alone(claim, f"training {model_name}, fold {fold}", wait=True):
+        if not finished.is_file():
+            _train(config, work, stage, config.model(model_name), fold, device=device, threads=threads)
+    return finished
+
+
+def _train(
+    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str, threads: int
+) -> None:
+    import torch
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    set_nnunet_folders(work)
+    # nnU-Net reads its own spelling. Beside a GPU other processes augment; on a CPU they would be in the way.
+    os.environ.setdefault(AUGMENTING, str(max(threads - 1, 1)) if device == "cuda" else "0")
+    os.environ.setdefault("nnUNet_compile", "False")
+    if threads:
+        torch.set_num_threads(threads)
+    torch.backends.cudnn.benchmark = True  # patches are all of one size
+    trainer = make_trainer(config, work, stage, model, fold, device=device)
+    latest = training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth"
+    if latest.is_file():
+        trainer.load_checkpoint(str(latest))
+        log.info("%s of %s, fold %d, goes on at epoch %d", stage, model.name, fold, trainer.current_epoch)
+    else:
+        _seed(config.seed + 100 * TRAININGS.index(stage) + fold)
+        trainer.initialize()
+        if stage == "finetuning":
+            _start_weights(config, work, trainer, fold)
+    trainer.run_training()
+
+
+def _start_weights(config: RunConfig, work: Path, trainer: RegionTrainer, fold: int) -> None:
+    """Give the network the weights that fine-tuning of this fold starts from, all of them or an error."""
+    import torch
+
+    model = trainer.model.name
+    if config.ancestor:
+        load_ancestor(trainer.network, config.ancestor, model, fold)
+        return
+    _check_same_plans(work, model)
+    start = checkpoint_path(config, work, "pretraining", model, fold)
+    weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
+    trainer.network.load_state_dict(weights, strict=True)
+
+
+def load_ancestor(network: nn.Module, bundle: str, model_name: str, fold: int) -> None:
+    """Put the weights of a bundle's network into `network`, in place.
+
+    A bundle has no heads of deep supervision: those alone keep the weights they have. Raises BundleError for a bundle
+    that is off or whose tensors are not those of `network`, UsageError where it lacks the model or the fold.
+    """
+    import torch
+
+    model = ancestor_model(bundle, model_name)
+    if fold not in model.folds:
+        raise UsageError(f"{bundle}: {model_name} has no fold {fold} to start from, only {model.folds}")
+    state = {name: torch.from_numpy(array) for name, array in model.tensors(fold).items()}
+    try:
+        unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+    except RuntimeError as error:
+        raise BundleError(f"{bundle}: {model_name} does not fit the network: {' '.join(str(error).split())}") from None
+    lacking = [name for name, _ in network.named_parameters() if name not in state and not _is_extra_head(name)]
+    if unexpected or lacking:
+        raise BundleError(f"{bundle}: {model_name} does not fit the network: {[*unexpected, *lacking][:4]}")
+
+
+def _is_extra_head(name: str) -> bool:
+    return ".seg_layers." in name or name.startswith(("out_1.", "out_2.", "out_3.", "out_4."))
+
+
+def make_trainer(
+    config: RunConfig, work: Path, stage: str, model: ModelConfig, fold: int, *, device: str
+) -> RegionTrainer:
+    """nnU-Net's trainer of one network with all that the configuration says of it, not yet initialised."""
+    import torch
+
+    from training.fit.trainers import trainer_class
+
+    folder = work / "nnunet" / "preprocessed" / dataset_name(stage_of(stage))
+    plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
+    plans["plans_name"] = network_name(model.name, stage)
+    description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
+    plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
+    trainer = trainer_class(model.architecture)(plans, CONFIGURATION, fold, description, torch.device(device))
+    trainer.configure(model, stage_settings(model, stage), region_weights(model, stage_of(stage), fold, work))
+    return trainer
+
+
+def stage_settings(model: ModelConfig, stage: str) -> StageConfig:
+    """How a model trains in a stage; from scratch, if nothing else is said, as in fine-tuning but with all weights."""
+    if stage == SCRATCH:
+        return model.scratch or dataclasses.replace(model.finetuning, trainable="all")
+    return model.pretraining if stage == "pretraining" else model.finetuning
+
+
+def _check_same_plans(work: Path, model: str) -> None:
+    first, second = (
+        json.loads((work / "nnunet" / "preprocessed" / dataset_name(stage) / f"{model}.json").read_text("utf-8"))
+        for stage in STAGES
+    )
+    if first["configurations"] != second["configurations"]:
+        raise UsageError(f"{model}: the plans of fine-tuning differ from those of pretraining")
+
+
+def _seed(seed: int) -> None:
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
+    torch.manual_seed(seed)

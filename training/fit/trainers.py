@@ -1,0 +1,291 @@
+"""nnU-Net's trainer with everything that differs between runs taken from the configuration; one class per model."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from batchgeneratorsv2.transforms.intensity.brightness import MultiplicativeBrightnessTransform
+from batchgeneratorsv2.transforms.intensity.contrast import ContrastTransform
+from batchgeneratorsv2.transforms.intensity.gamma import GammaTransform
+from batchgeneratorsv2.transforms.intensity.gaussian_noise import GaussianNoiseTransform
+from batchgeneratorsv2.transforms.noise.gaussian_blur import GaussianBlurTransform
+from batchgeneratorsv2.transforms.spatial.low_resolution import SimulateLowResolutionTransform
+from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
+from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
+from batchgeneratorsv2.transforms.utils.random import RandomTransform
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+from nnunetv2.training.dataloading.nnunet_dataset import infer_dataset_class
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
+from torch import Tensor, nn
+from torch.nn import functional
+
+from inference.errors import UsageError
+from inference.labels import REGIONS
+from inference.predict.networks import build_network
+from inference.predict.networks.sizes import LEVELS
+from training.config import ModelConfig, StageConfig
+from training.fit.resident import Chances, ResidentLoader
+
+DECODER = ("decoder.", "up_", "dec_block_", "out_")
+"""How names of a decoder's parameters begin, in nnU-Net's networks and in MedNeXt."""
+GRADIENT_NORM = 12.0
+"""nnU-Net's clipping."""
+CHANCES = {
+    "default": Chances(),
+    "strong": Chances(
+        rotation=0.4,
+        scaling=0.4,
+        noise=0.3,
+        blur=0.35,
+        brightness=0.4,
+        contrast=0.4,
+        low_resolution=0.4,
+        inverted_gamma=0.4,
+        gamma=0.4,
+    ),
+}
+"""How often each transform happens, by the name of the augmentation."""
+_NAME_OF_CHANCE = {
+    GaussianNoiseTransform: "noise",
+    GaussianBlurTransform: "blur",
+    MultiplicativeBrightnessTransform: "brightness",
+    ContrastTransform: "contrast",
+    SimulateLowResolutionTransform: "low_resolution",
+}
+"""Fields of :class:`training.fit.resident.Chances` by nnU-Net's transform, for those that happen or not as a whole."""
+
+
+class RegionLoss(nn.Module):
+    """Soft Dice plus binary cross-entropy of region heads, each region with its weight.
+
+    With equal weights this is nnU-Net's `DC_and_BCE_loss` for regions (smooth 1e-5, per sample). Both terms are means
+    over regions with the given weights.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (B, 3, Z, Y, X) for target regions of the same shape."""
+        logits, target = logits.float(), target.float()
+        axes = tuple(range(2, logits.ndim))
+        weights = self.weights.to(logits.device)
+        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, *axes))
+        probability = torch.sigmoid(logits)
+        overlap = (probability * target).sum(axes)
+        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + target.sum(axes) + 1e-5, 1e-8)
+        return (weights * entropy).sum() - (weights * dice.mean(0)).sum()
+
+
+class WarmupPolynomial:
+    """Learning rate base·(1 - epoch / epochs)^0.9 (nnU-Net's), after a linear rise where one is asked for."""
+
+    def __init__(self, optimiser: torch.optim.Optimizer, base: float, epochs: int, warmup: int) -> None:
+        self.optimiser, self.base, self.epochs, self.warmup = optimiser, base, epochs, warmup
+
+    def step(self, epoch: int) -> None:
+        """Set the learning rate of `epoch`, from 0."""
+        rate = self.base * min(1.0, (epoch + 1) / (self.warmup + 1)) * (1 - epoch / self.epochs) ** 0.9
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+
+
+class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
+    """nnU-Net's trainer for WT, TC, ET with settings from a configuration, on a CPU or a GPU."""
+
+    def configure(self, model: ModelConfig, stage: StageConfig, region_weights: Sequence[float]) -> None:
+        """Take the settings of one model and stage; before `initialize`."""
+        self.model, self.stage, self.region_weights = model, stage, region_weights
+        self.num_epochs = stage.epochs
+        self.num_iterations_per_epoch = stage.iterations
+        self.num_val_iterations_per_epoch = stage.validation_iterations
+        self.initial_lr = stage.optimiser.learning_rate
+        self.weight_decay = stage.optimiser.weight_decay
+        self.save_every = 1
+
+    @staticmethod
+    def build_network_architecture(  # noqa: D102
+        plans_manager: object,  # noqa: ARG004
+        configuration_manager: ConfigurationManager,
+        num_input_channels: int,
+        num_output_channels: int,
+        enable_deep_supervision: bool = True,
+    ) -> nn.Module:
+        architecture = configuration_manager.configuration["architecture"]
+        network: nn.Module = build_network(
+            architecture, num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision
+        )
+        return network
+
+    def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolynomial]:  # noqa: D102
+        settings = self.stage.optimiser
+        parameters = trainable_parameters(self.network, self.stage.trainable)
+        optimiser: torch.optim.Optimizer
+        if settings.name == "adamw":
+            optimiser = torch.optim.AdamW(parameters, settings.learning_rate, weight_decay=settings.weight_decay)
+        else:
+            optimiser = torch.optim.SGD(
+                parameters,
+                settings.learning_rate,
+                momentum=settings.momentum,
+                nesterov=True,
+                weight_decay=settings.weight_decay,
+            )
+        schedule = WarmupPolynomial(optimiser, settings.learning_rate, self.num_epochs, settings.warmup_epochs)
+        return optimiser, schedule
+
+    def _build_loss(self) -> nn.Module:
+        scales = len(self._get_deep_supervision_scales())
+        weights = np.array([1 / 2**scale for scale in range(scales)])
+        weights[-1] = 0  # nnU-Net leaves the coarsest output out
+        loss: nn.Module = DeepSupervisionWrapper(RegionLoss(self.region_weights), weights / weights.sum())
+        return loss
+
+    def get_training_transforms(self, *arguments: object, **keywords: object) -> ComposeTransforms:  # noqa: D102
+        transforms = nnUNetTrainer.get_training_transforms(*arguments, **keywords)
+        set_chances(transforms, CHANCES[self.model.augmentation])
+        return transforms
+
+    def get_dataloaders(self) -> tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]:  # noqa: D102
+        loaders: tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]
+        if self.model.loading == "workers":
+            loaders = super().get_dataloaders()
+            return loaders
+        self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        _, flat, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
+        if flat:
+            raise UsageError(f"{self.model.name}: so flat a patch is augmented slice by slice; use loading: workers")
+        patch, scales = self.configuration_manager.patch_size, self._get_deep_supervision_scales()
+        theirs = (
+            nnUNetDataLoader(
+                cases,
+                self.batch_size,
+                patch,
+                patch,
+                self.label_manager,
+                oversample_foreground_percent=self.oversample_foreground_percent,
+                probabilistic_oversampling=self.probabilistic_oversampling,
+            )
+            for cases in self.get_tr_and_val_datasets()
+        )
+        training, validation = theirs
+        chances = CHANCES[self.model.augmentation]
+        return (
+            ResidentLoader(training, scales, self.device, chances, self.configuration_manager.use_mask_for_norm),
+            ResidentLoader(validation, scales, self.device),
+        )
+
+    def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:
+        half = torch.float16 if data.device.type == "cuda" else torch.bfloat16
+        enabled = data.device.type == "cuda" or (self.model.precision == "bfloat16" and processor_has_bfloat16())
+        return torch.autocast(data.device.type, half, enabled=enabled)
+
+    @property
+    def _channels_last(self) -> bool:
+        # CUDA's norms are slower in that layout.
+        return self.model.channels_last and self.device.type == "cpu"
+
+    def on_train_start(self) -> None:  # noqa: D102
+        super().on_train_start()
+        if self.device.type == "cpu" and self.model.precision == "bfloat16" and not processor_has_bfloat16():
+            self.print_to_log_file("This processor has no bfloat16: training in float32, several times slower.")
+        if self._channels_last:
+            self.network.to(memory_format=torch.channels_last_3d)
+
+    def train_step(self, batch: Mapping[str, object]) -> dict[str, object]:
+        """One step; unlike nnU-Net's, a CPU may use bfloat16 and channels last, which is worth three times."""
+        data, target = self._to_device(batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._forward(data):
+            output = self.network(data)
+        loss = self.loss(output, target)
+        if self.grad_scaler is None:
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            self.optimizer.step()
+        else:
+            self.grad_scaler.scale(loss).backward()
+            self.grad_scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
+            self.grad_scaler.step(self.optimizer)
+            self.grad_scaler.update()
+        return {"loss": loss.detach().cpu().numpy()}
+
+    def _to_device(self, batch: Mapping[str, object]) -> tuple[Tensor, list[Tensor]]:
+        data, target = batch["data"], batch["target"]
+        assert isinstance(data, Tensor)
+        assert isinstance(target, list)
+        data = data.to(self.device, non_blocking=True)
+        if self._channels_last:
+            data = data.contiguous(memory_format=torch.channels_last_3d)
+        return data, [scale.to(self.device, non_blocking=True) for scale in target]
+
+    def save_checkpoint(self, filename: str) -> None:
+        """As nnU-Net does, but whole or not at all, whenever the training is killed."""
+        super().save_checkpoint(f"{filename}.partial")
+        Path(f"{filename}.partial").replace(filename)
+
+    def plot_network_architecture(self) -> None:
+        """Nothing: nnU-Net draws it with a package that no longer works."""
+
+
+class NnUNetRegionTrainer(RegionTrainer):
+    """Trains the nnU-Net of the ensemble."""
+
+
+class MedNeXtRegionTrainer(RegionTrainer):
+    """Trains the MedNeXt of the ensemble."""
+
+    def _get_deep_supervision_scales(self) -> list[list[float]]:
+        return [[1 / 2**scale] * 3 for scale in range(LEVELS + 1)]
+
+    def set_deep_supervision_enabled(self, enabled: bool) -> None:  # noqa: D102
+        self.network.deep_supervision = enabled
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether bfloat16 is worth using on this CPU: where it is emulated, a step takes 40 times that of float32."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # noqa: SLF001 (torch has no public word for it)
+
+
+def trainer_class(architecture: str) -> type[RegionTrainer]:
+    """The trainer of an architecture."""
+    return MedNeXtRegionTrainer if architecture == "MedNeXt" else NnUNetRegionTrainer
+
+
+def trainable_parameters(network: nn.Module, which: str) -> list[nn.Parameter]:
+    """Freeze all of a network but what trains (`all` or the `decoder`), and return that.
+
+    Raises ValueError for another word.
+    """
+    if which not in ("all", "decoder"):
+        raise ValueError(f"trainable {which!r}: expected all or decoder")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(which == "all" or name.startswith(DECODER))
+    return [parameter for parameter in network.parameters() if parameter.requires_grad]
+
+
+def set_chances(transforms: ComposeTransforms, chances: Chances) -> None:
+    """Make nnU-Net's transforms happen as often as `chances` say; how often axes are mirrored is nnU-Net's matter."""
+    for item in transforms.transforms:
+        inner = item.transform if isinstance(item, RandomTransform) else item
+        if isinstance(inner, SpatialTransform):
+            inner.p_rotation, inner.p_scaling = chances.rotation, chances.scaling
+        elif isinstance(inner, GammaTransform):
+            item.apply_probability = chances.inverted_gamma if inner.p_invert_image else chances.gamma
+        elif name := _NAME_OF_CHANCE.get(type(inner)):
+            item.apply_probability = getattr(chances, name)
+
+
+def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:
+    """Weights of WT, TC, ET: inverse of the regions' voxels in the training set, scaled to a mean of 1."""
+    inverse = [1 / max(voxels[region], 1) for region in REGIONS]
+    return [weight * len(inverse) / sum(inverse) for weight in inverse]

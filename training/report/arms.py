@@ -1,0 +1,210 @@
+"""The arms that a run compares, as the paper's Table 3 does, each scored on cases that it has not seen.
+
+Networks predict their own fold's cases; weights and thresholds of the arms that have any are those that the other folds
+chose and kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.tables import parse_thresholds
+from inference.errors import UsageError
+from inference.labels import REGIONS, labels_from_regions, region_mask
+from training.config import RunConfig
+from training.data.stratify import SPACING, load_subtypes
+from training.evaluation.lesionwise import Version, score_case
+from training.evaluation.systems import Systems
+from training.fit.predict import prediction_path
+from training.tune.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy
+from training.tune.thresholds import GROUPS, SUBTYPES, Choice, choice_of, refined
+from training.workers import Workers
+
+log = logging.getLogger(__name__)
+
+SCRATCH = "-scratch"
+"""What the name of a comparison model ends with that was trained on the second stage's cases alone."""
+MODEL_TITLES = {"nnunet": "nnU-Net", "mednext": "MedNeXt"}
+"""What models are called where people read."""
+STEP_TITLES = {
+    "regions": "+ region thresholds",
+    "components": "+ component removal",
+    "ratio": "+ relabelling",
+    "subtypes": "+ subtypes' own thresholds",
+}
+"""What the steps after the ensemble are called; each includes those before it."""
+VERSIONS: tuple[Version, Version] = (2023, 2024)
+METRICS = ("lesionwise_dice", "lesionwise_hd95", "dice")
+"""What is compared."""
+MEAN = "mean"
+"""Stands beside the regions for their mean."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One system of the comparison."""
+
+    name: str
+    """In files."""
+    title: str
+    """In tables and figures."""
+    spoken: str
+    """In sentences."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that turns out-of-fold predictions into the label maps of every arm."""
+
+    models: tuple[str, ...]
+    """Models that are scored alone, comparison models first."""
+    weights: Mapping[int, Mapping[str, float]]
+    """By fold: weights of the ensemble."""
+    steps: Mapping[int, Mapping[str, Choice]]
+    """By fold: thresholds after each step."""
+    clusters: Mapping[str, int | None]
+    """Subtype of each copy's predicted tumour."""
+
+    @property
+    def arms(self) -> tuple[Arm, ...]:
+        """The arms in the order of the table."""
+        steps = [Arm(name, STEP_TITLES[name], "the refined ensemble") for name in next(iter(self.steps.values()))]
+        return (*map(_alone, self.models), Arm("ensemble", "weighted ensemble", "the weighted ensemble"), *steps)
+
+
+def _alone(model: str) -> Arm:
+    """The arm of a single model."""
+    title = model_title(model)
+    if model.endswith(SCRATCH):
+        return Arm(model, title, title)
+    return Arm(model, f"{title} alone", f"fine-tuned {title}")
+
+
+def model_title(name: str) -> str:
+    """What a model is called where people read."""
+    plain = name.removesuffix(SCRATCH)
+    title = MODEL_TITLES.get(plain, plain)
+    return f"{title} from scratch" if name != plain else title
+
+
+def read_plan(config: RunConfig, work: Path) -> Plan:
+    """The plan of a run that was tuned; UsageError where `tuning.json` does not say what each fold chose."""
+    tuning = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
+    if "by_fold" not in tuning:
+        raise UsageError(f"{work / 'tuning.json'} does not say what each fold chose: run the step `tune` again")
+    clusters = load_subtypes(work / "subtypes.json").clusters
+    weights = tuning["weight_choices"][config.tuning.weights]["by_fold"]
+    steps = {
+        int(fold): _steps(
+            {name: choice_of(parse_thresholds(value, "tuning.json", clusters)) for name, value in s.items()}
+        )
+        for fold, s in tuning["by_fold"].items()
+    }
+    return Plan(
+        models=(*_scratch_models(config, work), *(model.name for model in config.models)),
+        weights={int(fold): values for fold, values in weights.items()},
+        steps=steps,
+        clusters=tuning["subtypes"]["of"],
+    )
+
+
+def _steps(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
+    """The choice after each step that the run took, that of all subtypes as one."""
+    steps = {name: choice for name, choice in chosen.items() if name in GROUPS}
+    return steps if len(steps) == len(chosen) else {**steps, SUBTYPES: list(chosen.values())[-1]}
+
+
+def _scratch_models(config: RunConfig, work: Path) -> list[str]:
+    """Comparison models that predicted every copy; one that predicted only some is left out, with a warning."""
+    found = []
+    for name in (f"{model.name}{SCRATCH}" for model in config.models):
+        copies = list_copies(config, work, [name])
+        there = sum(prediction_path(work, name, copy.name).is_file() for copy in copies)
+        if there == len(copies):
+            found.append(name)
+        elif there:
+            log.warning("report: %s is left out: it predicted %d of %d copies", name, there, len(copies))
+    return found
+
+
+def label_maps(copy: OutOfFold, plan: Plan) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and label map (X, Y, Z) of every arm on one copy."""
+    for name in plan.models:
+        yield name, labels_from_regions(copy.probabilities[name])
+    mixed = ensemble(copy.probabilities, plan.weights[copy.fold])
+    yield "ensemble", labels_from_regions(mixed)
+    for name, choice in plan.steps[copy.fold].items():
+        yield name, refined(labels_from_regions(mixed, choice.regions), choice.of(plan.clusters[copy.copy]))
+
+
+Scores = Mapping[str, Mapping[str, float]]
+"""Values by region and metric."""
+
+
+@dataclass(frozen=True)
+class CopyScores:
+    """How every arm did on one copy."""
+
+    case: str
+    """The case."""
+    form: str
+    """The copy's form."""
+    fold: int
+    """The case's fold."""
+    present: tuple[str, ...]
+    """Regions that the reference has."""
+    scores: Mapping[str, Mapping[int, Scores]]
+    """By arm and edition."""
+
+
+def score_copy(copy: CopyOf, config: RunConfig, work: Path, plan: Plan) -> CopyScores:
+    """Score every arm on one copy by both editions; arms with the same label map are scored once."""
+    loaded = load_copy(copy, config, work)
+    known: dict[bytes, Mapping[int, Scores]] = {}
+    scores = {}
+    for name, labels in label_maps(loaded, plan):
+        key = labels.tobytes()
+        if key not in known:
+            known[key] = {
+                version: {
+                    region: score.named()
+                    for region, score in score_case(loaded.reference, labels, SPACING, version).items()
+                }
+                for version in VERSIONS
+            }
+        scores[name] = known[key]
+    present = tuple(region for region in REGIONS if region_mask(loaded.reference, region).any())
+    return CopyScores(copy.entry.id, copy.form, copy.fold, present, scores)
+
+
+def score_arms(config: RunConfig, work: Path, plan: Plan, workers: Workers) -> list[CopyScores]:
+    """Score every arm on every copy."""
+    copies = list_copies(config, work, plan.models)
+    task: Callable[[CopyOf], CopyScores] = partial(score_copy, config=config, work=work, plan=plan)
+    found = []
+    for scores in workers.map(task, copies):
+        found.append(scores)
+        log.info("report: %d of %d copies scored", len(found), len(copies))
+    return found
+
+
+def systems_of(scores: Sequence[CopyScores], arms: Sequence[Arm], form: str, version: Version) -> Systems:
+    """The arms as systems to compare: one form, one edition, every region and their mean."""
+    chosen = [entry for entry in scores if entry.form == form]
+    values = np.array(
+        [
+            [[[entry.scores[arm.name][version][region][m] for m in METRICS] for region in REGIONS] for entry in chosen]
+            for arm in arms
+        ]
+    )
+    values = np.concatenate([values, values.mean(axis=2, keepdims=True)], axis=2)
+    names, cases = tuple(arm.title for arm in arms), tuple(entry.case for entry in chosen)
+    return Systems(version, names, cases, (*REGIONS, MEAN), METRICS, values, {})

@@ -1,0 +1,101 @@
+"""Out-of-fold predictions: every copy of a case as the networks see it that were not trained on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.errors import UsageError
+from inference.refine.radiomics import Box
+from training.config import RunConfig
+from training.data.datasets import CaseEntry, copy_name, load_labels
+from training.evaluation.lesionwise import RegionScore
+from training.fit.predict import prediction_path, scored_cases
+
+
+@dataclass(frozen=True)
+class OutOfFold:
+    """One copy of a case with its out-of-fold predictions, cropped to where there is anything."""
+
+    copy: str
+    """Name of the copy."""
+    form: str
+    """Its form."""
+    fold: int
+    """Its fold."""
+    reference: NDArray[np.uint8]
+    """Reference labels (X, Y, Z)."""
+    probabilities: Mapping[str, NDArray[np.float32]]
+    """Per model, region probabilities (3, X, Y, Z)."""
+    corner: tuple[int, int, int] = (0, 0, 0)
+    """Where the crop begins in the scan."""
+
+
+def mean_dice(scores: Mapping[str, RegionScore]) -> float:
+    """Mean over regions of the lesion-wise Dice."""
+    return float(np.mean([score.lesionwise_dice for score in scores.values()]))
+
+
+@dataclass(frozen=True)
+class CopyOf:
+    """A copy of a case, and the models whose out-of-fold predictions of it are wanted."""
+
+    entry: CaseEntry
+    """The case."""
+    form: str
+    """The copy's form."""
+    fold: int
+    """The case's fold."""
+    models: tuple[str, ...]
+    """Folders of the models under `out_of_fold`."""
+
+    @property
+    def name(self) -> str:
+        """Name of the copy."""
+        return copy_name(self.entry.id, self.form)
+
+
+def list_copies(config: RunConfig, work: Path, models: Sequence[str]) -> list[CopyOf]:
+    """Every copy that is predicted out of fold, case by case."""
+    scored = scored_cases(config, work)
+    return [CopyOf(entry, form, scored[entry], tuple(models)) for entry, form in product(scored, config.tuning.forms)]
+
+
+def load_copy(copy: CopyOf, config: RunConfig, work: Path) -> OutOfFold:
+    """The out-of-fold predictions of one copy with their reference."""
+    reference = load_labels(copy.entry, config)
+    probabilities = {}
+    for model in copy.models:
+        path = prediction_path(work, model, copy.name)
+        if not path.is_file():
+            raise UsageError(f"{copy.name} has no out-of-fold prediction of {model}: {path} is missing")
+        with np.load(path) as stored:
+            probabilities[model] = stored["probabilities"].astype(np.float32)
+    box = _box(reference, probabilities)
+    cropped = {name: np.ascontiguousarray(array[:, *box]) for name, array in probabilities.items()}
+    x, y, z = (int(side.start) for side in box)
+    return OutOfFold(copy.name, copy.form, copy.fold, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
+
+
+def _box(reference: NDArray[np.uint8], probabilities: Mapping[str, NDArray[np.float32]]) -> Box:
+    """Around everything that any threshold of the grid can call tumour."""
+    anything: NDArray[np.bool_] = np.greater(reference, 0)
+    for array in probabilities.values():
+        anything |= (array > 0.1).any(axis=0)
+    if not anything.any():
+        return (slice(0, 1),) * 3
+    where = [np.flatnonzero(anything.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
+    return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in where)
+
+
+def ensemble(probabilities: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float]) -> NDArray[np.float32]:
+    """Weighted sum of the models' probabilities (3, X, Y, Z)."""
+    mixed = np.zeros_like(next(iter(probabilities.values())))
+    for name, weight in weights.items():
+        mixed += np.float32(weight) * probabilities[name]
+    return mixed
