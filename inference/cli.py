@@ -273,8 +273,8 @@ def _explain(arguments: ExplainArguments) -> int:
 
 
 def _merge(arguments: MergeArguments) -> int:
+    from inference.files import write_whole
     from inference.folders import prepare_folder
-    from inference.intake.writing import write_whole
     from inference.report.merging import all_written, merge_records, summary_line
     from inference.report.record import read_record, render_value
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from inference.errors import FolderError, UsageError
-from inference.intake.writing import write_whole
+from inference.files import write_whole
 from inference.report.record import CaseRecord, RunRecord, render_record
 
 if TYPE_CHECKING:

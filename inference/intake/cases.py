@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Final
 
 from inference.errors import CaseError, FolderError
-from inference.intake.notes import Notes, printable
+from inference.files import check_name
+from inference.intake.notes import Notes
 from inference.labels import SEQUENCES
+from inference.text import printable
 
 _ALIASES: Final[Mapping[str, str]] = {
     "t1n": "t1n", "t1": "t1n", "0000": "t1n",
@@ -29,9 +31,6 @@ _NAME: Final = re.compile(
 )
 
 _STRAY_FOLDERS: Final = frozenset({"__MACOSX", "lost+found", "$RECYCLE.BIN", "System Volume Information"})
-
-_LONGEST_NAME: Final = 255
-"""Bytes in a file name on the usual file systems."""
 
 _SUFFIX: Final = ".nii.gz"
 
@@ -204,7 +203,7 @@ def _check_alone(identifier: str, twins: list[str]) -> None:
 
 def _case(identifier: str, paths: Mapping[str, list[Path]]) -> Case:
     """The case, or a CaseError that says what is wrong with its names or files."""
-    _check_id(identifier)
+    check_name(identifier)
     for sequence, files in paths.items():
         if len(files) > 1:
             names = _shortened([str(file) for file in files])
@@ -221,20 +220,6 @@ def _case(identifier: str, paths: Mapping[str, list[Path]]) -> Case:
     for files in paths.values():
         _check_regular(identifier, files[0])
     return Case(identifier, {sequence: paths[sequence][0] for sequence in SEQUENCES})
-
-
-def _check_id(identifier: str) -> None:
-    """Refuse an ID that would be unsafe as a file name here or on another system, or in a log."""
-    shown = printable(identifier)
-    if shown != identifier or "\\" in identifier:
-        raise CaseError(
-            shown, "its name cannot be used", found="control characters, or a backslash", expected="plain text"
-        )
-    size = len(os.fsencode(identifier + _SUFFIX))
-    if size > _LONGEST_NAME:
-        raise CaseError(
-            shown, "its name is too long for the result", found=f"{size} bytes", expected=f"at most {_LONGEST_NAME}"
-        )
 
 
 def _check_regular(identifier: str, path: Path) -> None:

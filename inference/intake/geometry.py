@@ -11,7 +11,8 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from inference.intake.notes import Notes, times
+from inference.intake.notes import Notes
+from inference.text import times
 
 _Scalar = TypeVar("_Scalar", bound="np.generic[object]")
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from inference.errors import CaseError
 from inference.intake.geometry import Geometry, read_geometry
-from inference.intake.notes import Notes, times
+from inference.intake.notes import Notes
+from inference.text import times
 
 FEWEST_VOXELS: Final = 8
 """Shortest axis that is accepted."""

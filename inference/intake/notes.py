@@ -5,16 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from inference.errors import CaseError
-
-
-def printable(name: str) -> str:
-    """A name from the file system that is safe on one line of a log: anything unprintable is escaped."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
-
-
-def times(shape: tuple[int, ...]) -> str:
-    """A shape as people write it."""
-    return "×".join(map(str, shape))
+from inference.text import printable
 
 
 @dataclass(frozen=True)

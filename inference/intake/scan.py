@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import CaseError
+from inference.files import write_whole
 from inference.intake.cases import Case
 from inference.intake.geometry import SAME_PLACE, Geometry, atlas_geometry
 from inference.intake.nifti import Image, open_image, read_voxels
-from inference.intake.notes import times
 from inference.intake.repairs import mend_voxels, odd_anatomy
-from inference.intake.writing import write_whole
 from inference.labels import SEQUENCES, Label
+from inference.text import times
 
 __all__ = [
     "Geometry",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.intake.writing import write_whole
+from inference.files import write_whole
 from inference.labels import REGIONS, SEQUENCES, region_mask
 from inference.report.record import volumes_ml
 from inference.report.views import (

@@ -18,7 +18,7 @@ from pathlib import Path
 from string import Template
 from typing import Final
 
-from inference.intake.writing import write_whole
+from inference.files import write_whole
 from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.report.slices import SliceStack, read_slices
 from inference.report.views import LABEL_COLOURS, LABEL_NAMES

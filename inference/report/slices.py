@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.intake.writing import write_whole
+from inference.files import write_whole
 from inference.labels import SEQUENCES
 from inference.report.views import LABEL_COLOURS, brain_box, brightness, slice_of
 
