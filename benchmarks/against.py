@@ -17,11 +17,12 @@ from inference.intake.cases import Case
 from inference.intake.scan import read_scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.pipeline import System
-from inference.predict.engines import Engine, Profile, forward_count, heads_of
+from inference.predict.engines import Engine, forward_count, heads_of
 from inference.predict.engines.torch_engine import region_probabilities
 from inference.predict.networks import build_network, load_weights
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from inference.predict.tiling import MIRRORINGS, windows
+from inference.settings import Profile
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor

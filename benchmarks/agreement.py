@@ -24,7 +24,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from inference.arguments import EMBEDDED
 from inference.bundle.store import Model, load_bundle
 from inference.errors import ExitStatus, GliomaError, UsageError
 from inference.intake.cases import Case, find_cases
@@ -32,6 +31,7 @@ from inference.intake.scan import read_labels, read_scan
 from inference.labels import REGIONS, region_mask
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import predict
+from inference.settings import EMBEDDED
 from training.data.datasets import labels_of, read_folds
 from training.evaluation.tables import Row, markdown
 

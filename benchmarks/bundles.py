@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.arguments import EMBEDDED
 from inference.bundle.manifest import ModelEntry, Provenance
 from inference.bundle.store import NewBundle, NewModel, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
@@ -25,6 +24,7 @@ from inference.errors import ExitStatus
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.networks import architecture_name, build_network, deployed_weights
 from inference.predict.preprocess import plan_section
+from inference.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from torch import nn

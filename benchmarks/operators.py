@@ -13,9 +13,10 @@ from inference.errors import UsageError
 from inference.intake.cases import Case
 from inference.intake.scan import read_scan
 from inference.pipeline import System
-from inference.predict.engines import Advance, Engine, Heed, NetworkSource, Profile
+from inference.predict.engines import Advance, Engine, Heed, NetworkSource
 from inference.predict.ensemble import predict
 from inference.predict.preprocess import Preprocessed
+from inference.settings import Profile
 
 
 @dataclass(frozen=True)

@@ -21,14 +21,13 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Final
 
-from inference.arguments import EMBEDDED
 from inference.bundle.store import load_bundle
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.intake.cases import Case, CaseListing, find_cases
 from inference.machine import available_threads, give_memory_back, library_versions
 from inference.pipeline import Destination, FolderSettings, System, prepare_system, segment_folder
-from inference.predict.engines import ENGINES, PROFILES
 from inference.report.record import CaseRecord
+from inference.settings import EMBEDDED, ENGINES, PROFILES
 
 _LOG = logging.getLogger(__name__)
 _GB: Final = 1e9

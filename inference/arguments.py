@@ -8,18 +8,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal, NoReturn, cast
+from typing import Final, NoReturn, cast
 
 from inference.errors import UsageError
-
-OnError = Literal["skip", "empty", "stop"]
-Profile = Literal["auto", "paper", "fast"]
-EngineChoice = Literal["auto", "torch", "openvino"]
+from inference.settings import EMBEDDED, ENGINES, ON_ERROR, PROFILES, EngineChoice, OnError, ProfileChoice
 
 VERBS: Final = ("infer", "info", "check", "explain", "merge")
-EMBEDDED: Final = Path(__file__).resolve().parents[1] / "weights" / "embedded"
-"""The bundle that comes with the program."""
-
 _DEVICE: Final = re.compile(r"auto|cpu|cuda(:\d{1,3})?")
 _EPILOGUE: Final = """\
 exit status: 0 every case was written; 1 some case failed, the others were written; 2 nothing was attempted.
@@ -37,7 +31,7 @@ class InferArguments:
     """Folder that gets one label map per case and nothing else."""
     bundle: Path
     """Folder of the bundle."""
-    profile: Profile
+    profile: ProfileChoice
     """`auto` is `paper` on a GPU and `fast` on a CPU."""
     engine: EngineChoice
     """`auto` is PyTorch on a GPU and what is fastest on a CPU."""
@@ -163,7 +157,7 @@ def _parse_infer(words: Sequence[str], bundle: Path, environment: Mapping[str, s
     given, unknown = parser.parse_known_args(list(words))
     ignored = _ignorable(unknown, parser)
     on_error = given.on_error or environment.get("ON_ERROR") or "skip"
-    if on_error not in ("skip", "empty", "stop"):
+    if on_error not in ON_ERROR:
         raise UsageError(f"ON_ERROR: found {on_error!r} in the environment, expected skip, empty or stop")
     return InferArguments(
         data_path=given.data_path,
@@ -196,8 +190,8 @@ def _infer_parser(bundle: Path) -> _Parser:
     add("-i", "--data_path", "--data-path", type=_path, default="/input", metavar="IN", help="cases (default: /input)")
     add("-o", "--output_path", "--output-path", type=_path, default="/output", metavar="OUT", help="default: /output")
     add("--bundle", type=_path, default=bundle, metavar="DIR", help=f"networks and tables (default: {bundle})")
-    add("--profile", choices=("auto", "paper", "fast"), default="auto", help="auto: paper on a GPU, fast on a CPU")
-    add("--engine", choices=("auto", "torch", "openvino"), default="auto")
+    add("--profile", choices=PROFILES, default="auto", help="auto: paper on a GPU, fast on a CPU")
+    add("--engine", choices=ENGINES, default="auto")
     add("--device", type=_device, default="auto", metavar="auto|cpu|cuda|cuda:N")
     add("--record", type=_path, metavar="FILE.json", help="write what happened to every case")
     add("--report", type=_path, metavar="DIR", help="draw every case, with a page of all")
@@ -208,7 +202,7 @@ def _infer_parser(bundle: Path) -> _Parser:
     add(
         "--on-error",
         "--on_error",
-        choices=("skip", "empty", "stop"),
+        choices=ON_ERROR,
         help="a failed case is left out (default), gets an all-background file, or ends the run",
     )
     add("--resume", action="store_true", help="leave out cases that this bundle and profile have written already")

@@ -14,7 +14,6 @@ from typing import Final, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.arguments import OnError
 from inference.bundle.store import Bundle, load_bundle
 from inference.errors import CaseError, GliomaError
 from inference.intake.cases import Case, CaseListing
@@ -29,11 +28,12 @@ from inference.intake.scan import (
     write_labels,
 )
 from inference.labels import REGIONS, labels_from_regions
-from inference.predict.engines import Engine, Profile, choose_profile, open_engine
+from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
 from inference.refine.postprocess import RefinementRecord, refine
 from inference.refine.subtypes import SubtypeModel, subtype_model
 from inference.report.record import CaseRecord, volumes_ml
+from inference.settings import OnError, Profile
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")

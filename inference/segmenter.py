@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inference.arguments import EMBEDDED, EngineChoice, Profile
 from inference.errors import UsageError
 from inference.intake.cases import Case
 from inference.labels import SEQUENCES
 from inference.pipeline import Destination, System, open_system, segment_case, walk_to_end
 from inference.report.record import CaseRecord
+from inference.settings import EMBEDDED, EngineChoice, ProfileChoice
 
 SequenceLike: TypeAlias = "str | PathLike[str] | nib.spatialimages.SpatialImage | tuple[ArrayLike, ArrayLike]"
 """A path, a nibabel image, or an array (X, Y, Z) with its affine (4, 4)."""
@@ -52,7 +52,7 @@ class Segmenter:
         cls,
         bundle: str | PathLike[str] = EMBEDDED,
         *,
-        profile: Profile = "auto",
+        profile: ProfileChoice = "auto",
         engine: EngineChoice = "auto",
         device: str = "auto",
         threads: int | None = None,

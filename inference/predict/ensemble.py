@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from inference.errors import DeviceError
 from inference.labels import REGIONS
 from inference.predict.agreement import Agreement, Comparison
-from inference.predict.engines import Engine, Heed, NetworkSource, Profile, forward_count
+from inference.predict.engines import Engine, Heed, NetworkSource, forward_count
 from inference.predict.preprocess import Preprocessed, preprocess_for_all, read_plan, to_canonical_axes
+from inference.settings import Profile
 
 Progress = Callable[[int, int], None]
 """Called with the forward passes done so far and in all."""

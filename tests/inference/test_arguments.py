@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from inference.arguments import (
-    EMBEDDED,
     CheckArguments,
     ExplainArguments,
     InferArguments,
@@ -15,6 +14,7 @@ from inference.arguments import (
     parse_arguments,
 )
 from inference.errors import UsageError
+from inference.settings import EMBEDDED
 
 
 def infer(*words: str, **environment: str) -> InferArguments:

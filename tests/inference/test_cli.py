@@ -341,9 +341,9 @@ def test_a_device_that_fails_is_one_line(
 
 
 def test_info_shows_the_scores_of_the_embedded_bundle_as_a_table(capsys: pytest.CaptureFixture[str]) -> None:
-    from inference.arguments import EMBEDDED
     from inference.bundle.card import score_table
     from inference.bundle.manifest import read_manifest
+    from inference.settings import EMBEDDED
 
     assert main(["info", "--bundle", str(EMBEDDED)]) == 0
     shown = [line[14:] for line in capsys.readouterr().out.splitlines() if line.startswith("scores        ")]

@@ -13,8 +13,9 @@ from inference.bundle.store import load_bundle
 from inference.intake.cases import find_cases
 from inference.intake.scan import read_scan
 from inference.labels import REGIONS, labels_from_regions, region_mask
-from inference.predict.engines import Profile, open_engine
+from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
+from inference.settings import Profile
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from inference.bundle.manifest import DataSet, ModelEntry, Provenance
 from inference.bundle.store import Bundle, NewBundle, NewModel, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, parse_thresholds
 from inference.labels import REGIONS, labels_from_regions, region_mask
-from inference.predict.engines import Profile, open_engine
+from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
+from inference.settings import Profile
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
 from training.data.stratify import SPACING, ancestor_folds, load_subtypes

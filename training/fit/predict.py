@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, SEQUENCES
-from inference.predict.engines import Profile, open_engine
+from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
+from inference.settings import Profile
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, copy_name, load_case, read_cases, read_folds
 from training.data.stratify import SPACING

@@ -6,7 +6,6 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Mapping
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -17,6 +16,7 @@ from inference.errors import DeviceError, UsageError
 from inference.predict.networks import network_stride
 from inference.predict.preprocess import Preprocessed, Triple
 from inference.predict.tiling import MIRRORINGS, windows
+from inference.settings import ENGINES, PROFILES, Profile
 
 # Whatever imports openvino imports this package first. openvino would import its model converter, which reports every
 # import to its makers, and fails for a user without a home.
@@ -24,10 +24,6 @@ sys.modules["openvino.tools.ovc"] = None  # type: ignore[assignment]
 
 log = logging.getLogger(__name__)
 
-ENGINES: Final = ("auto", "torch", "openvino")
-"""What `--engine` accepts."""
-PROFILES: Final = ("auto", "paper", "fast")
-"""What `--profile` accepts."""
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
 """One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
 _COARSE: Final = 8
@@ -37,15 +33,6 @@ Advance = Callable[[], None]
 Heed = Callable[[NDArray[np.float32]], None]
 """Called with what each network says: probabilities (3, Z, Y, X) of WT, TC, ET in its axes, on the crop of the scan.
 The array is the engine's own, and changes after the call."""
-
-
-class Profile(StrEnum):
-    """How much is computed."""
-
-    PAPER = "paper"
-    """Tiles of the training patch at half a patch's distance, Gaussian weights, all eight mirrorings."""
-    FAST = "fast"
-    """One pass over the brain's bounding box, no mirroring."""
 
 
 class NetworkSource(Protocol):

@@ -23,7 +23,6 @@ from inference.predict.engines import (
     Engine,
     Heed,
     NetworkSource,
-    Profile,
     doubt_of,
     heads_of,
     pass_multiple,
@@ -31,6 +30,7 @@ from inference.predict.engines import (
 from inference.predict.engines.openvino_graph import OPERATIONS, UnsupportedGraphError, build_graph
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
+from inference.settings import Profile
 
 _LOG = logging.getLogger(__name__)
 _PROBE: Final = 32

@@ -35,7 +35,6 @@ from inference.predict.engines import (
     Advance,
     Heed,
     NetworkSource,
-    Profile,
     doubt_of,
     heads_of,
     pass_multiple,
@@ -45,6 +44,7 @@ from inference.predict.networks import build_network, load_weights
 from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
 from inference.predict.resampling import LINEAR, thick_axis
 from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
+from inference.settings import Profile
 
 _LOG = logging.getLogger(__name__)
 _GPU_BATCH = len(MIRRORINGS)

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from inference.errors import DeviceError
-from inference.predict.engines import Profile
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.ensemble import predict
 from inference.predict.preprocess import to_scan_grid
+from inference.settings import Profile
 from tests.inference.predict.conftest import (
     SPLINES,
     FakeBundle,

@@ -8,13 +8,8 @@ import pytest
 
 from inference.errors import DeviceError, UsageError
 from inference.predict import engines
-from inference.predict.engines import (
-    Profile,
-    choose_profile,
-    forward_count,
-    open_engine,
-    pass_multiple,
-)
+from inference.predict.engines import choose_profile, forward_count, open_engine, pass_multiple
+from inference.settings import Profile
 from tests.inference.predict.conftest import FakeModel, make_plans, mednext_architecture, unet_architecture
 
 

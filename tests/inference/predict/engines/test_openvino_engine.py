@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from inference.errors import BundleError
-from inference.predict.engines import Profile, heads_of, openvino_engine
+from inference.predict.engines import heads_of, openvino_engine
 from inference.predict.engines.openvino_engine import OpenVinoEngine, export_network, region_probabilities
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
+from inference.settings import Profile
 from tests.inference.predict.conftest import FakeModel, make_plans, make_scan, mednext_architecture, unet_architecture
 from tests.inference.predict.networks.test_networks import RESIDUAL
 

@@ -10,9 +10,9 @@ import torch
 
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import regions_from_label_probabilities
-from inference.predict.engines import Profile
 from inference.predict.engines.torch_engine import TorchEngine, check_device, region_probabilities
 from inference.predict.preprocess import preprocess, read_plan, to_crop_grid
+from inference.settings import Profile
 from tests.inference.predict.conftest import (
     LINEAR,
     SPLINES,
