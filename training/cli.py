@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import available_threads
-from training.bundles import export_openvino, import_checkpoints
+from training.bundles import export_openvino, finer_grid, import_checkpoints
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.evaluation import compare, evaluate
 from training.fit.devices import own_gpu
@@ -139,6 +139,11 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
         "Write a bundle again with its networks as OpenVINO IR.",
         export_openvino.add_arguments,
         export_openvino.run,
+    ),
+    "finer-grid": (
+        "Write a bundle again with its networks on a finer grid, to start a run from.",
+        finer_grid.add_arguments,
+        finer_grid.run,
     ),
     "picture": (
         "Draw a case with predicted and reference regions and the score.",

@@ -6,7 +6,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference.errors import UsageError
@@ -31,8 +31,11 @@ class SourceConfig:
     """Folder of cases with reference labels; relative paths start at the configuration file's folder."""
     phantoms: int = 0
     """Instead of a folder: how many phantoms to make."""
-    phantoms_in_folds: bool = False
-    """Whether phantoms are dealt into folds and predicted like cases; else they train in every fold."""
+    in_folds: bool | None = None
+    """Whether its cases are dealt into folds, predicted by networks that have not seen them, and scored; else they
+    train in every fold. If nothing is said, cases of a folder are and phantoms are not."""
+    patients: Mapping[str, str] = field(default_factory=dict)
+    """Case → patient, for cases whose names do not say that they show one patient."""
     size: tuple[int, int, int] = (240, 240, 155)
     """Shape of a phantom, voxels of 1 mm along X, Y, Z."""
     licence: str = ""
@@ -44,6 +47,11 @@ class SourceConfig:
         if bool(self.folder) == bool(self.phantoms):
             raise UsageError(f"source {self.name!r}: give either a folder or a number of phantoms")
 
+    @property
+    def scored(self) -> bool:
+        """Whether its cases are dealt into folds."""
+        return bool(self.folder) if self.in_folds is None else self.in_folds
+
 
 @dataclass(frozen=True)
 class DatasetConfig:
@@ -53,6 +61,13 @@ class DatasetConfig:
     """Names of the sources."""
     forms: tuple[str, ...] = ("original",)
     """Every case is used once in each form: `original`, or `africa` and a number (`africa1`) for a degraded copy."""
+    shares: Mapping[str, float] = field(default_factory=dict)
+    """Source → share of the patches that are cut from its cases; if nothing is said, every case is as likely."""
+
+    def __post_init__(self) -> None:
+        wrong = set(self.shares) != set(self.sources) or min(self.shares.values(), default=1) <= 0
+        if self.shares and wrong:
+            raise UsageError(f"shares {dict(self.shares)}: expected a number above 0 for each of {list(self.sources)}")
 
 
 @dataclass(frozen=True)
@@ -101,6 +116,9 @@ class ModelConfig:
     """Grid of the network in mm (Z, Y, X); none leaves the planner's median."""
     patch: tuple[int, int, int] = (128, 128, 128)
     """Training patch in voxels (Z, Y, X)."""
+    shuffle: int = 1
+    """Side of the blocks of voxels that are channels to the network's body (pixel shuffle); 2 labels a grid of 1 mm
+    with a body at 2 mm."""
     batch: int = 2
     """Patches a step."""
     resampling: str = "default"
@@ -257,6 +275,14 @@ class RunConfig:
             raise UsageError("the run has no pretraining: it starts from a bundle")
         return self.pretraining
 
+    def is_shared(self, stage: str) -> bool:
+        """Whether one training of `stage` serves all folds, since none of its cases is in a fold."""
+        return not any(self.source(name).scored for name in self.dataset(stage).sources)
+
+    def start_fold(self, fold: int) -> int:
+        """Fold of the pretraining that fine-tuning of `fold` starts from: its own, or the one that all share."""
+        return 0 if self.is_shared("pretraining") else fold
+
     def trainings(self, model: str) -> tuple[str, ...]:
         """Kinds of training that `model` goes through."""
         return (*self.stages, SCRATCH) if model in self.comparison.scratch else self.stages
@@ -339,7 +365,7 @@ def _varied(content: Tree, changes: Tree, where: str) -> Tree:
     result = dict(content)
     for key, change in changes.items():
         old = content.get(key)
-        if not isinstance(change, dict):
+        if not isinstance(change, dict) or old is None:
             result[key] = change
         elif isinstance(old, dict):
             result[key] = _varied(old, change, where)
@@ -379,14 +405,14 @@ def parse(kind: type[T], value: object, where: str) -> T:
     if not isinstance(value, dict):
         raise UsageError(f"{where}: found {value!r}, expected keys of {kind.__name__}")
     hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in value:
         if key not in fields:
             raise UsageError(f"{where}: unknown key {key!r}; expected one of {', '.join(fields)}")
     required = [
         name
-        for name, field in fields.items()
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+        for name, item in fields.items()
+        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
     ]
     for name in required:
         if name not in value:

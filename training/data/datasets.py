@@ -84,13 +84,19 @@ def _cases_of(source: SourceConfig, seed: int) -> Iterator[CaseEntry]:
     if source.phantoms:
         for number in range(source.phantoms):
             name = f"{source.name}-{number:05d}-000"
-            yield CaseEntry(name, source.name, name, "", seed * 1000 + number, source.phantoms_in_folds)
+            yield CaseEntry(name, source.name, name, "", seed * 1000 + number, source.scored)
         return
     listing = find_cases(Path(source.folder))
     for problem in listing.problems:
         raise UsageError(f"source {source.name!r}: {problem}")
     for case in listing.cases:
-        yield CaseEntry(case.id, source.name, patient_of(case.id), str(labels_of(case.id, case.paths["t1n"].parent)))
+        labels = labels_of(case.id, case.paths["t1n"].parent)
+        patient = source.patients.get(case.id, patient_of(case.id))
+        yield CaseEntry(case.id, source.name, patient, str(labels), in_folds=source.scored)
+    if unknown := set(source.patients) - {case.id for case in listing.cases}:
+        raise UsageError(
+            f"source {source.name!r}: patients names {', '.join(sorted(unknown))}, which it has no case of"
+        )
 
 
 def labels_of(case: str, folder: Path) -> Path:

@@ -6,7 +6,7 @@ One case → fold map serves pretraining, fine-tuning and every derived copy of 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -65,46 +65,36 @@ def stratified_folds(
     return {case: fold_of[case] for case in clusters}
 
 
-def splits_of(folds: Mapping[str, int], sources: Mapping[str, str], always_train: Collection[str] = ()) -> list[Split]:
+def splits_of(folds: Mapping[str, int], sources: Mapping[str, str]) -> list[Split]:
     """Splits of one stage, fold by fold, in nnU-Net's form.
 
-    `sources` maps every item of the stage's data set (a case, or a derived copy of it) to its case, a key of `folds`.
-    `always_train` names items that no real case stands behind, such as phantoms.
+    `sources` maps every item of the stage's data set (a case, or a derived copy of it) to its case. Items whose case is
+    no key of `folds` train in every fold: phantoms, and sources that are never scored.
     """
     return [
         Split(
-            train=sorted([item for item, case in sources.items() if folds[case] != fold] + list(always_train)),
-            val=sorted(item for item, case in sources.items() if folds[case] == fold),
+            train=sorted(item for item, case in sources.items() if folds.get(case) != fold),
+            val=sorted(item for item, case in sources.items() if folds.get(case) == fold),
         )
         for fold in range(max(folds.values()) + 1)
     ]
 
 
 def check_no_leak(
-    folds: Mapping[str, int],
-    patients: Mapping[str, str],
-    sources: Mapping[str, str],
-    splits: Sequence[Split],
-    always_train: Collection[str] = (),
+    folds: Mapping[str, int], patients: Mapping[str, str], sources: Mapping[str, str], splits: Sequence[Split]
 ) -> None:
     """Raise :class:`LeakError` unless the splits of a stage follow the one case → fold map.
 
-    Called with the same `folds` for each stage. Checked are: every patient of `folds` is in one fold; every item of the
-    splits is a copy of a mapped case (`sources`: item → case) or in `always_train`; the items held out in split i are
-    exactly those of fold i; nothing that is learnt from in split i comes from a patient of fold i.
+    Called with the same `folds` for each stage; `patients` gives the patient of every case, those in no fold included.
+    Checked are: every patient of `folds` is in one fold; every item of the splits is a copy of a known case (`sources`:
+    item → case); the items held out in split i are exactly those of fold i; nothing that is learnt from in split i
+    comes from a patient of fold i.
     """
     _check_patients(folds, patients)
     if len(splits) != max(folds.values()) + 1:
         raise LeakError(f"folds: {len(splits)} splits for {max(folds.values()) + 1} folds")
     for fold, split in enumerate(splits):
-        _check_split(fold, split, folds=folds, patients=patients, sources=sources, always_train=always_train)
-
-
-def check_same_fold(starts: Mapping[int, int]) -> None:
-    """Raise :class:`LeakError` unless fine-tuning of fold i (key) starts from pretraining of fold i (value)."""
-    for fold, start in starts.items():
-        if fold != start:
-            raise LeakError(f"folds: fine-tuning of fold {fold} starts from pretraining of fold {start}")
+        _check_split(fold, split, folds=folds, patients=patients, sources=sources)
 
 
 def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> None:
@@ -118,21 +108,15 @@ def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> No
 
 
 def _check_split(
-    fold: int,
-    split: Split,
-    *,
-    folds: Mapping[str, int],
-    patients: Mapping[str, str],
-    sources: Mapping[str, str],
-    always_train: Collection[str],
+    fold: int, split: Split, *, folds: Mapping[str, int], patients: Mapping[str, str], sources: Mapping[str, str]
 ) -> None:
     """One split against the map."""
     for item in (*split["train"], *split["val"]):
-        if item not in always_train and sources.get(item) not in folds:
-            raise LeakError(f"folds: split {fold} has {item}, which is no copy of a mapped case")
+        if sources.get(item) not in patients:
+            raise LeakError(f"folds: split {fold} has {item}, which is no copy of a known case")
     held_out = {patients[case] for case, own in folds.items() if own == fold}
     for item in split["train"]:
-        if item not in always_train and patients[sources[item]] in held_out:
+        if patients[sources[item]] in held_out:
             raise LeakError(f"folds: split {fold} learns from {item}, a copy of {sources[item]}, which it holds out")
     expected = {item for item, case in sources.items() if folds.get(case) == fold}
     if wrong := expected.symmetric_difference(split["val"]):

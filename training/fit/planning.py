@@ -109,7 +109,7 @@ def model_plans(base: dict[str, object], model: ModelConfig) -> dict[str, object
         chosen |= _linear_resampling()
     elif model.resampling != "default":
         raise UsageError(f"model {model.name}: resampling {model.resampling!r}, expected default or linear")
-    chosen["architecture"] = _architecture(chosen["architecture"], model)
+    chosen["architecture"] = _architecture(chosen["architecture"], model) | {"shuffle": model.shuffle}
     return plans
 
 

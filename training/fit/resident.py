@@ -143,6 +143,8 @@ def sample(
     Returns the image (sequence, Z, Y, X), linear, zero outside of the case, and the label that weighs most there, -1
     outside of the case as well.
     """
+    if np.array_equal(np.abs(matrix), np.eye(3)) and np.array_equal((centre - (np.array(size) - 1) / 2) % 1, [0, 0, 0]):
+        return _cut_out(case, centre, matrix, size)
     lengths, sizes = np.array(case.labels.shape), np.array(size)
     # In torch's coordinates, from -1 to 1 over the outer edges of an array, the axes in the order X, Y, Z.
     steps = matrix * sizes / lengths[:, None]
@@ -155,6 +157,21 @@ def sample(
     shares = functional.grid_sample(present[None], grid, align_corners=False)[0]
     shares = torch.cat([1 - shares.sum(0, keepdim=True), shares])
     return image, (shares.argmax(0) - 1).to(torch.int8)
+
+
+def _cut_out(
+    case: ResidentCase, centre: NDArray[np.float64], matrix: NDArray[np.float64], size: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """What :func:`sample` gives where voxels fall on voxels: a block, mirrored or not, many times faster."""
+    corner = (centre - (np.array(size) - 1) / 2).astype(int)
+    image, labels = case.image.new_zeros(len(case.image), *size), case.labels.new_full(tuple(size), -1)
+    first, last = np.maximum(corner, 0), np.minimum(corner + size, case.labels.shape)
+    source = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+    target = tuple(slice(a, b) for a, b in zip(first - corner, last - corner, strict=True))
+    if (last > first).all():
+        image[:, *target], labels[target] = case.image[:, *source], case.labels[source]
+    mirrored = [axis - 3 for axis in range(3) if matrix[axis, axis] < 0]
+    return image.flip(mirrored), labels.flip(mirrored)
 
 
 def targets(labels: Tensor, scales: Sequence[Sequence[float]]) -> list[Tensor]:
@@ -190,8 +207,10 @@ def augment(batch: Tensor, chances: Chances) -> Tensor:
             places = tuple(index.to(batch.device) for index in which)
             batch[places] = change(batch[places], strength((len(which[0]),)).to(batch.device))
 
-    deviation = 0.1 * torch.rand(patches, 1, 1, 1, 1) * (torch.rand(patches, 1, 1, 1, 1) < chances.noise)
-    batch = batch + torch.randn_like(batch) * deviation.to(batch.device)
+    batch = batch.clone()
+    deviations = 0.1 * torch.rand(patches) * (torch.rand(patches) < chances.noise)
+    for patch in deviations.nonzero()[:, 0].tolist():
+        batch[patch] = batch[patch] + deviations[patch].item() * torch.randn_like(batch[patch])
     apply(chosen(chances.blur, 0.5), blur, lambda n: 0.5 + 0.5 * torch.rand(*n, 3))
     apply(chosen(chances.brightness), lambda x, factor: x * _column(factor), lambda n: draw_factor(0.75, 1.25, n))
     apply(chosen(chances.contrast), contrast, lambda n: draw_factor(0.75, 1.25, n))

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import random
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,21 +52,19 @@ def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold:
 
 
 def write_splits(config: RunConfig, work: Path) -> None:
-    """nnU-Net's `splits_final.json` of every stage, from the one case → fold map; phantoms train in every fold.
+    """nnU-Net's `splits_final.json` of every stage, from the one case → fold map.
 
     Raises LeakError where a patient would be on both sides, and UsageError for a fold without a case.
     """
     folds = read_folds(work / "folds.json")
     entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
-    patients = {case: entries[case].patient for case in folds}
+    patients = {case: entry.patient for case, entry in entries.items()}
     for stage in config.stages:
-        copies = copies_of(work, stage)
-        sources = {copy: case for copy, case in copies.items() if entries[case].in_folds}
-        phantoms = [copy for copy, case in copies.items() if not entries[case].in_folds]
-        splits = splits_of(folds, sources, phantoms)
-        check_no_leak(folds, patients, sources, splits, phantoms)
+        sources = copies_of(work, stage)
+        splits = splits_of(folds, sources)
+        check_no_leak(folds, patients, sources, splits)
         held_out = [len(split["val"]) for split in splits] + [0] * (config.folds - len(splits))
-        if 0 in held_out:
+        if 0 in held_out and not config.is_shared(stage):
             raise UsageError(f"{stage}: fold {held_out.index(0)} has no case, expected one at least: use fewer `folds`")
         target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,6 +90,15 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
         for region in REGIONS:
             voxels[region] += int(region_mask(labels, region).sum())
     return inverse_frequency(voxels)
+
+
+def copy_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
+    """How likely a patch is cut from each copy of a stage's data set, by shares of sources that need not sum to 1."""
+    shares, entries = config.dataset(stage).shares, read_cases(work / "cases.json")
+    source_of = {entry.id: entry.source for entry in entries}
+    copies = copies_of(work, stage)
+    sizes = Counter(source_of[case] for case in copies.values())
+    return {copy: shares[source_of[case]] / sizes[source_of[case]] if shares else 1.0 for copy, case in copies.items()}
 
 
 def train(
@@ -146,7 +154,7 @@ def _start_weights(config: RunConfig, work: Path, trainer: RegionTrainer, fold: 
         load_ancestor(trainer.network, config.ancestor, model, fold)
         return
     _check_same_plans(work, model)
-    start = checkpoint_path(config, work, "pretraining", model, fold)
+    start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
     weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
     trainer.network.load_state_dict(weights, strict=True)
 
@@ -191,7 +199,12 @@ def make_trainer(
     resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
     plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
     trainer = trainer_class(model.architecture)(plans, CONFIGURATION, fold, description, torch.device(device))
-    trainer.configure(model, stage_settings(model, stage), region_weights(model, stage_of(stage), fold, work))
+    trainer.configure(
+        model,
+        stage_settings(model, stage),
+        region_weights(model, stage_of(stage), fold, work),
+        copy_shares(config, work, stage_of(stage)),
+    )
     return trainer
 
 

@@ -101,9 +101,18 @@ class WarmupPolynomial:
 class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
     """nnU-Net's trainer for WT, TC, ET with settings from a configuration, on a CPU or a GPU."""
 
-    def configure(self, model: ModelConfig, stage: StageConfig, region_weights: Sequence[float]) -> None:
-        """Take the settings of one model and stage; before `initialize`."""
-        self.model, self.stage, self.region_weights = model, stage, region_weights
+    def configure(
+        self, model: ModelConfig, stage: StageConfig, region_weights: Sequence[float], shares: Mapping[str, float]
+    ) -> None:
+        """Take the settings of one model and stage, and how likely patches are cut from each copy; before `initialize`.
+
+        Raises UsageError for shares that nnU-Net's own processes cannot heed.
+        """
+        self.model, self.stage, self.region_weights, self.shares = model, stage, region_weights, shares
+        if model.loading == "workers" and len(set(shares.values())) > 1:
+            raise UsageError(f"{model.name}: shares of sources need loading: resident")
+        # nnU-Net takes the last third of a batch, of which a batch of one has nothing.
+        self.probabilistic_oversampling = model.batch == 1
         self.num_epochs = stage.epochs
         self.num_iterations_per_epoch = stage.iterations
         self.num_val_iterations_per_epoch = stage.validation_iterations
@@ -154,6 +163,11 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         set_chances(transforms, CHANCES[self.model.augmentation])
         return transforms
 
+    def do_split(self) -> tuple[list[str], list[str]]:
+        """Copies that train and copies that draw the curve; the same where no case is held out (a shared stage)."""
+        training, validation = super().do_split()
+        return training, validation or training
+
     def get_dataloaders(self) -> tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]:  # noqa: D102
         loaders: tuple[Iterator[Mapping[str, object]], Iterator[Mapping[str, object]]]
         if self.model.loading == "workers":
@@ -172,6 +186,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
                 patch,
                 self.label_manager,
                 oversample_foreground_percent=self.oversample_foreground_percent,
+                sampling_probabilities=self._probabilities(cases.identifiers),
                 probabilistic_oversampling=self.probabilistic_oversampling,
             )
             for cases in self.get_tr_and_val_datasets()
@@ -182,6 +197,10 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             ResidentLoader(training, scales, self.device, chances, self.configuration_manager.use_mask_for_norm),
             ResidentLoader(validation, scales, self.device),
         )
+
+    def _probabilities(self, copies: Sequence[str]) -> list[float]:
+        shares = [self.shares[copy] for copy in copies]
+        return [share / sum(shares) for share in shares]
 
     def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:
         half = torch.float16 if data.device.type == "cuda" else torch.bfloat16

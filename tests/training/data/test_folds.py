@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inference.errors import UsageError
-from training.data.folds import LeakError, Split, check_no_leak, check_same_fold, splits_of, stratified_folds
+from training.data.folds import LeakError, check_no_leak, splits_of, stratified_folds
 
 
 def one_case_each(sizes: list[int]) -> tuple[dict[str, int], dict[str, str]]:
@@ -69,55 +69,50 @@ def test_what_cannot_be_dealt_is_refused() -> None:
         stratified_folds(clusters, {case: p for case, p in patients.items() if case != "case0_3"}, 2)
 
 
-# Two stages: the cases as they are, and a derived copy of each, with phantoms as extra training data.
+# Two stages: the cases as they are, and a derived copy of each, with phantoms and cases of no fold as training data.
 FOLDS = {f"case{i}": i % 5 for i in range(15)}
-PATIENTS = {case: f"patient{i % 10}" for i, case in enumerate(FOLDS)}
-COPIES = {f"{case}_africa": case for case in FOLDS}
-PHANTOMS = ("phantom0", "phantom1")
-
-
-def copies_split() -> list[Split]:
-    return splits_of(FOLDS, COPIES, PHANTOMS)
+ALWAYS = ("phantom0", "adult1")
+PATIENTS = {case: f"patient{i % 10}" for i, case in enumerate(FOLDS)} | {case: case for case in ALWAYS}
+COPIES = {f"{case}_africa": case for case in FOLDS} | {case: case for case in ALWAYS}
 
 
 def test_both_stages_and_all_copies_follow_one_map() -> None:
     check_no_leak(FOLDS, PATIENTS, {case: case for case in FOLDS}, splits_of(FOLDS, {case: case for case in FOLDS}))
-    check_no_leak(FOLDS, PATIENTS, COPIES, copies_split(), PHANTOMS)
-    split = copies_split()[2]
-    assert split["val"] == ["case12_africa", "case2_africa", "case7_africa"]
-    assert set(split["train"]) == set(COPIES) - set(split["val"]) | set(PHANTOMS)
+    splits = splits_of(FOLDS, COPIES)
+    check_no_leak(FOLDS, PATIENTS, COPIES, splits)
+    assert splits[2]["val"] == ["case12_africa", "case2_africa", "case7_africa"]
+    assert set(splits[2]["train"]) == set(COPIES) - set(splits[2]["val"])
 
 
 def test_a_copy_on_the_wrong_side_is_found() -> None:
-    splits = copies_split()
+    splits = splits_of(FOLDS, COPIES)
     splits[1]["train"].append("case6_africa")
     with pytest.raises(LeakError, match=r"split 1 learns from case6_africa, a copy of case6"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits, PHANTOMS)
+        check_no_leak(FOLDS, PATIENTS, COPIES, splits)
 
 
 def test_a_patient_in_two_folds_is_found() -> None:
     with pytest.raises(LeakError, match=r"patient0 is in folds 0 and 1"):
-        check_no_leak(FOLDS, PATIENTS | {"case1": "patient0"}, COPIES, copies_split(), PHANTOMS)
+        check_no_leak(FOLDS, PATIENTS | {"case1": "patient0"}, COPIES, splits_of(FOLDS, COPIES))
 
 
-def test_an_unmapped_item_is_found() -> None:
-    with pytest.raises(LeakError, match="split 0 has phantom0"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, copies_split())
+def test_a_held_out_patient_among_those_who_always_train_is_found() -> None:
+    with pytest.raises(LeakError, match="split 3 learns from adult1, a copy of adult1, which it holds out"):
+        check_no_leak(FOLDS, PATIENTS | {"adult1": "patient3"}, COPIES, splits_of(FOLDS, COPIES))
+
+
+def test_an_unknown_item_is_found() -> None:
+    with pytest.raises(LeakError, match="split 0 has stranger"):
+        check_no_leak(FOLDS, PATIENTS, COPIES, splits_of(FOLDS, COPIES | {"stranger": "stranger"}))
 
 
 def test_an_item_that_is_held_out_elsewhere_is_found() -> None:
-    splits = copies_split()
-    splits[0]["val"], splits[1]["val"] = splits[0]["val"][1:], splits[1]["val"]
+    splits = splits_of(FOLDS, COPIES)
+    splits[0]["val"] = splits[0]["val"][1:]
     with pytest.raises(LeakError, match="does not hold out exactly"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits, PHANTOMS)
+        check_no_leak(FOLDS, PATIENTS, COPIES, splits)
 
 
 def test_a_missing_split_is_found() -> None:
     with pytest.raises(LeakError, match="4 splits for 5 folds"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, copies_split()[:4], PHANTOMS)
-
-
-def test_fine_tuning_starts_from_the_same_fold() -> None:
-    check_same_fold({0: 0, 1: 1})
-    with pytest.raises(LeakError, match="fine-tuning of fold 1 starts from pretraining of fold 2"):
-        check_same_fold({0: 0, 1: 2})
+        check_no_leak(FOLDS, PATIENTS, COPIES, splits_of(FOLDS, COPIES)[:4])

@@ -33,6 +33,7 @@ def made(tmp_path, monkeypatch):
     for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "trainings")):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / "nnunet" / folder))
     monkeypatch.setattr("training.fit.train.region_weights", lambda model, *_: [model.loss_weights])
+    monkeypatch.setattr("training.fit.train.copy_shares", lambda *_: {"a": 1.0, "b": 1.0})
 
     def make(config, name, stage):
         model = config.model(name)

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 from inference.errors import BundleError
-from inference.predict.networks import architecture_name, build_network, deployed_weights, load_weights, network_stride
+from inference.predict.networks import (
+    architecture_name,
+    build_network,
+    channels_to_voxels,
+    deployed_weights,
+    load_weights,
+    network_stride,
+    voxels_to_channels,
+)
 from tests.inference.predict.conftest import mednext_architecture, random_weights, unet_architecture
 
 RESIDUAL = {
@@ -127,3 +135,27 @@ def test_published_variants_are_built() -> None:
 def test_strides_that_cannot_be_read_are_refused() -> None:
     with pytest.raises(BundleError, match="strides"):
         network_stride(changed(unet_architecture(), "strides", [[1, 1], [2, 2]]))
+
+
+def test_shuffled_voxels_come_back_where_they_were():
+    x = torch.randn(2, 5, 4, 6, 8)
+    folded = voxels_to_channels(x, 2)
+    assert folded.shape == (2, 40, 2, 3, 4)
+    assert torch.equal(folded[:, 8:16, 1, 2, 3].reshape(2, 2, 2, 2), x[:, 1, 2:4, 4:6, 6:8])
+    assert torch.equal(channels_to_voxels(folded, 2), x)
+
+
+@pytest.mark.parametrize("deep_supervision", [False, True])
+def test_a_body_on_a_coarser_grid_labels_every_voxel(deep_supervision):
+    size = {"channels": 4, "blocks": [1] * 9, "expansion": [2] * 9}
+    section = {"network_class_name": "MedNeXt", "arch_kwargs": size, "shuffle": 2}
+    assert network_stride(section) == (32, 32, 32)
+    output = build_network(section, 4, 3, deep_supervision=deep_supervision)(torch.zeros(1, 4, 64, 32, 32))
+    shapes = [tuple(scale.shape[1:]) for scale in (output if deep_supervision else [output])]
+    assert shapes[:2] == [(3, 64, 32, 32), (3, 32, 16, 16)][: len(shapes)]
+
+
+@pytest.mark.parametrize("factor", [0, 5, "2", True, 1.5])
+def test_a_shuffle_that_is_no_small_number_is_refused(factor):
+    with pytest.raises(BundleError, match="architecture shuffle: found"):
+        network_stride({"network_class_name": "MedNeXt", "arch_kwargs": {"variant": "S"}, "shuffle": factor})
