@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.labels import TUMOUR_LABELS, Label, region_mask
-from inference.refine.radiomics import NoFeatures, bounding_box, extract_features
+from inference.refine.components import bounding_box, connected_components
+from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import Subtype, SubtypeModel
 
 _MM3_DIGITS = 3
@@ -62,13 +63,11 @@ def remove_components(
 
     `spacing` in mm (x, y, z); `smallest_mm3` by label name. Also says what was removed per label.
     """
-    import cc3d
-
     cleaned = labels.copy()
     if not labels.any():
         return cleaned, {label.name: Removed(0, 0.0) for label in TUMOUR_LABELS}
     box = bounding_box(labels > 0)
-    components = cc3d.connected_components(labels[box], connectivity=26)
+    components = connected_components(labels[box])
     volumes = np.round(np.bincount(components.ravel()) * math.prod(spacing), _MM3_DIGITS)
     label_of = np.zeros(volumes.shape, np.uint8)
     label_of[components] = labels[box]

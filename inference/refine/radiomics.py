@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.fields import Fields, wrong
 from inference.labels import SEQUENCES
+from inference.refine.components import Box, bounding_box, largest_component
 from inference.refine.shape import shape_features
 
 
@@ -80,10 +81,6 @@ FEATURE_NAMES: Final = (
     *(f"{sequence}_{kind}_{name}" for sequence in SEQUENCES for kind, names in _INTENSITY.items() for name in names),
 )
 """Names of all features in their one order: shape, then t1n, t1c, t2w, t2f."""
-
-
-Box = tuple["slice[int, int, None]", ...]
-"""Voxel ranges along each axis of an array."""
 
 
 @dataclass(frozen=True)
@@ -161,19 +158,6 @@ def check_feature_names(names: tuple[str, ...], file: str) -> None:
             raise wrong(file, f"features[{index}]", found, expected)
 
 
-def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Largest 26-connected component of a mask (X, Y, Z), the first in memory among equals; none if it is empty."""
-    import cc3d
-
-    largest = np.zeros_like(mask)
-    if mask.any():
-        box = bounding_box(mask)
-        components = cc3d.connected_components(mask[box], connectivity=26)
-        sizes = np.bincount(components.ravel())
-        largest[box] = components == 1 + np.argmax(sizes[1:])
-    return largest
-
-
 def extract_features(
     data: NDArray[np.float32],
     whole_tumour: NDArray[np.bool_],
@@ -200,13 +184,6 @@ def extract_features(
     if undefined.size:
         return NoFeatures(f"{undefined.size} features are undefined, {FEATURE_NAMES[undefined[0]]} first")
     return FeatureVector(vector)
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Smallest box around what is True in a mask (X, Y, Z), which must not be empty."""
-    axes = range(mask.ndim)
-    extents = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
-    return tuple(slice(int(extent[0]), int(extent[-1]) + 1) for extent in extents)
 
 
 def _why_not_described(tumour: NDArray[np.bool_], settings: ExtractionSettings) -> str:

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final, Literal
 
-import cc3d
 import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +24,7 @@ from scipy.ndimage import binary_dilation, gaussian_filter
 from skimage.graph import MCP_Geometric
 
 from inference.labels import SEQUENCES, Label
+from inference.refine.components import connected_components
 from training.data.degraded import correlated_noise, smooth_field, thick_slices
 
 Volume = NDArray[np.float32]
@@ -585,11 +585,12 @@ def _enhancement(tumour: _Tumour, canvas: _Canvas, core: Volume, rng: np.random.
 def _kept(share: Volume, canvas: _Canvas) -> Volume:
     """1 at the tumour's large parts, 0 at specks that no reader would outline."""
     smallest = max(2, round(_SPECK_MM3 / float(np.prod(canvas.voxel))))
-    components = cc3d.dust(share > 0.5, threshold=smallest, connectivity=26)
-    if not components.any():
-        components = share > 0.5
+    components = connected_components(share > 0.5)
+    large = np.bincount(components.ravel()) >= smallest
+    large[0] = False
+    parts = large[components] if large.any() else share > 0.5
     # One voxel of margin keeps the soft edge.
-    return np.asarray(binary_dilation(components, np.ones((3, 3, 3)), iterations=1), np.float32)
+    return np.asarray(binary_dilation(parts, np.ones((3, 3, 3)), iterations=1), np.float32)
 
 
 def _labels(parts: Mapping[str, Volume], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import UsageError
-from inference.refine.radiomics import Box
+from inference.refine.components import Box
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, copy_name, load_labels
 from training.evaluation.lesionwise import RegionScore

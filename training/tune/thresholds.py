@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from inference.bundle.tables import Thresholds, ThresholdTables, thresholds_to_json
 from inference.errors import UsageError
 from inference.labels import REGIONS, TUMOUR_LABELS, labels_from_regions, region_mask
+from inference.refine.components import connected_components
 from inference.refine.postprocess import relabel_by_ratio, remove_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import subtype_tables
@@ -90,10 +91,8 @@ class Painted:
 
 def paint(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> Painted:
     """Labels from region probabilities (3, X, Y, Z), and their components."""
-    import cc3d
-
     labels = labels_from_regions(probabilities, thresholds)
-    components = cc3d.connected_components(labels, connectivity=26)
+    components = connected_components(labels)
     sizes = np.bincount(components.ravel()) * float(np.prod(SPACING))
     label_of = np.zeros(sizes.shape, np.uint8)
     label_of[components] = labels

@@ -12,6 +12,7 @@ from scipy.ndimage import gaussian_filter
 
 from inference.errors import BundleError
 from inference.labels import SEQUENCES
+from inference.refine.components import largest_component
 from inference.refine.radiomics import (
     FEATURE_NAMES,
     PRESETS,
@@ -20,7 +21,6 @@ from inference.refine.radiomics import (
     NoFeatures,
     check_feature_names,
     extract_features,
-    largest_component,
     parse_settings,
     settings_to_json,
 )
@@ -148,14 +148,6 @@ def test_only_the_largest_component_counts() -> None:
     for preset in PRESETS.values():
         alone = described(data, largest_component(tumour), SPACING, preset)
         np.testing.assert_array_equal(described(data, tumour, SPACING, preset), alone)
-
-
-def test_components_touch_across_corners() -> None:
-    mask = np.zeros((6, 6, 6), bool)
-    mask[0, 0, 0] = mask[1, 1, 1] = True
-    mask[4, 4, 4] = True
-    assert np.argwhere(largest_component(mask)).tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert not largest_component(np.zeros((3, 3, 3), bool)).any()
 
 
 def test_permuted_sequences_change_the_features() -> None:
