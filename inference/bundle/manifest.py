@@ -23,6 +23,10 @@ FAMILIES: Final = ("PlainConvUNet", "ResidualEncoderUNet", "MedNeXt")
 """Architectures that a model can have."""
 HEADS: Final = ("regions", "labels")
 """What a network's output channels are: sigmoids of WT, TC, ET or a softmax over background, NCR, ED, ET."""
+AVERAGES: Final = ("logits", "probabilities")
+"""What a network's answers are averaged as over tiles and mirrorings: nnU-Net v2's way, and nnU-Net v1's."""
+DECISIONS: Final = ("regions", "argmax")
+"""How probabilities become labels: by region thresholds, or by the most probable label."""
 FORMATS: Final = ("safetensors", "openvino")
 """How networks are stored."""
 ORIENTATIONS: Final = ("RAS", "LPS")
@@ -85,6 +89,8 @@ class ModelEntry:
     """Folds that have a network."""
     weight: float
     """Its share of the ensemble; positive, and the shares of all models add up to 1."""
+    averaging: str = "logits"
+    """One of :data:`AVERAGES`; bundles of before 0.4 do not say, and mean logits."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +137,8 @@ class Manifest:
     """Every other file of the bundle, by its path with forward slashes."""
     scores: Mapping[str, object]
     """How good it is, as free JSON."""
+    decision: str = "regions"
+    """One of :data:`DECISIONS`; bundles of before 0.4 do not say, and mean region thresholds."""
 
 
 def network_files(model: ModelEntry, fold: int) -> tuple[str, ...]:
@@ -188,6 +196,7 @@ def _read_models(fields: Fields) -> tuple[ModelEntry, ...]:
             format=entry.choice("format", FORMATS),
             folds=entry.counts("folds"),
             weight=weight,
+            averaging=entry.choice("averaging", AVERAGES) if "averaging" in entry.names() else "logits",
         )
         entry.close()
         models.append(model)
@@ -252,15 +261,25 @@ def parse_manifest(value: object) -> Manifest:
         models=_read_models(fields),
         files=_read_files(fields.fields("files")),
         scores=fields.free("scores"),
+        decision=fields.choice("decision", DECISIONS) if "decision" in fields.names() else "regions",
     )
     fields.close()
+    if manifest.decision == "argmax" and any(model.heads != "labels" for model in manifest.models):
+        raise wrong(MANIFEST, "decision", manifest.decision, "regions, since not all models have label heads")
     _check_file_list(manifest.files, manifest.models)
     return manifest
 
 
 def render_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`, sealed: `seal` is the SHA-256 of the file with 64 zeros in the seal's place."""
-    value = {"schema": manifest.schema, "seal": _BLANK.decode()} | asdict(manifest)
+    models = [asdict(model) for model in manifest.models]
+    value = {"schema": manifest.schema, "seal": _BLANK.decode()} | asdict(manifest) | {"models": models}
+    # Left out where they are the default, so that older programs read what they understand.
+    if value["decision"] == "regions":
+        del value["decision"]
+    for model in models:
+        if model["averaging"] == "logits":
+            del model["averaging"]
     raw = (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
     return raw.replace(_BLANK, hashlib.sha256(raw).hexdigest().encode(), 1)
 

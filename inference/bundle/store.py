@@ -76,6 +76,11 @@ class Model:
     entry: ModelEntry = field(repr=False)
     """The manifest's entry."""
 
+    @property
+    def averaging(self) -> str:
+        """What tiles and mirrorings are averaged as: `logits` or `probabilities`."""
+        return self.entry.averaging
+
     def network_file(self, fold: int) -> Path:
         """The file of one fold's network: `.safetensors`, or the `.xml` of an OpenVINO pair."""
         if fold not in self.folds:
@@ -112,6 +117,11 @@ class Bundle:
     def orientation(self) -> str:
         """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
         return self.manifest.orientation
+
+    @property
+    def decision(self) -> str:
+        """How probabilities become labels: `regions` or `argmax`."""
+        return self.manifest.decision
 
     @property
     def region_thresholds(self) -> tuple[float, float, float]:
@@ -296,6 +306,8 @@ class NewBundle:
     """When it was frozen, ISO 8601 with time zone; now, if empty."""
     orientation: str = "RAS"
     """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
+    decision: str = "regions"
+    """How probabilities become labels: `regions` or `argmax`."""
 
 
 def contents_of(bundle: Bundle) -> NewBundle:
@@ -326,6 +338,7 @@ def contents_of(bundle: Bundle) -> NewBundle:
         folds=folds,
         texts={name: (folder / name).read_text(encoding="utf-8") for name in TEXTS if name in manifest.files},
         orientation=manifest.orientation,
+        decision=manifest.decision,
     )
 
 
@@ -395,6 +408,7 @@ def _describe(folder: Path, new: NewBundle) -> Manifest:
         models=tuple(model.entry for model in new.models),
         files=files,
         scores=new.scores,
+        decision=new.decision,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,15 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
     assert manifest.axes == "zyx"
 
 
+def test_decision_and_averaging_are_stated_where_they_are_not_the_default(bundle: Path) -> None:
+    manifest, _ = read_manifest(bundle)
+    assert b"averaging" not in (bundle / MANIFEST).read_bytes()
+    models = tuple(replace(model, heads="labels", averaging="probabilities") for model in manifest.models)
+    stated = render_manifest(replace(manifest, models=models, decision="argmax"))
+    found = parse_manifest(json.loads(stated))
+    assert (found.decision, {model.averaging for model in found.models}) == ("argmax", {"probabilities"})
+
+
 @pytest.mark.parametrize(
     ("path", "new", "complaint"),
     [
@@ -79,6 +89,9 @@ def test_what_is_written_is_read_back(bundle: Path) -> None:
         ("models/0/architecture", "os.system", "models[0].architecture: found"),
         ("models/0/heads", "sigmoids", "models[0].heads: found"),
         ("models/0/format", "pickle", 'models[0].format: found "pickle", expected one of safetensors, openvino'),
+        ("models/0/averaging", "votes", "models[0].averaging: found"),
+        ("decision", "votes", 'decision: found "votes", expected one of regions, argmax'),
+        ("decision", "argmax", "not all models have label heads"),
         ("models/0/folds", [0, 0], "models[0].folds: found [0, 0], expected a list of different"),
         ("models/0/folds", [], "models[0].folds"),
         ("models/0/folds", [True], "models[0].folds"),
