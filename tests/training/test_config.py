@@ -137,7 +137,7 @@ def test_an_unknown_variant_is_refused_with_those_there_are(tmp_path):
     [
         ({"small": {"folds": "two"}}, ["folds", "'two'"]),
         ({"small": {"models": {"unet": {"batch": 1}}}}, ["variant small", "unet", "nnunet, mednext"]),
-        ({"small": {"fold": {"x": 1}}}, ["variant small", "fold", "no such key"]),
+        ({"small": {"fold": {"x": 1}}}, ["unknown key", "'fold'"]),
         (["small"], ["variants", "expected names"]),
     ],
 )
