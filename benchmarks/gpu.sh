@@ -8,12 +8,9 @@ python=${PYTHON:-.venv/bin/python}
 mkdir -p "$results"
 "$python" -m pytest tests/inference/predict/engines/test_torch_engine.py tests/inference/predict/engines/test_lean.py
 "$python" -m benchmarks bundle --size paper --output "$results/bundle"
-speed() { # NAME OPTION...: what it says goes to the terminal, and to NAME.json
-    "$python" -m benchmarks speed --bundle "$results/bundle" --input "$cases" --device cuda --json "$results/$1.json" "${@:2}"
+measure() { # NAME COMMAND OPTION...: what it says goes to the terminal, and to NAME.json
+    "$python" -m benchmarks "$2" --bundle "$results/bundle" --input "$cases" --device cuda --json "$results/$1.json" "${@:3}"
 }
-speed paper --profile paper --cases 5
-speed paper-search --profile paper --cases 5 --cudnn-search
-speed fast --profile fast --cases 5
-speed paper-operators --profile paper --operators 20
-speed fast-operators --profile fast --operators 20
-speed against --against nnunet
+measure paper speed --profile paper --cases 5
+measure fast speed --profile fast --cases 5
+measure nnunet nnunet

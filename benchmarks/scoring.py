@@ -1,4 +1,4 @@
-"""Speed and memory of the lesion-wise scores on full-size cases: `python -m benchmarks.scoring`.
+"""Speed and memory of the lesion-wise scores on full-size cases.
 
 The scene is a volume of 240 × 240 × 155 voxels with two tumours. `--plain` adds the same lesion-wise scores as the
 official programs go about them, step by step on whole volumes with SciPy, and compares both. `--pairs FILE.npz` adds
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from surface_distance import lookup_tables
 
+from inference.errors import ExitStatus
 from inference.labels import REGIONS, Label, region_mask
 from training.evaluation.lesionwise import RegionScore, Version, score_case
 from training.evaluation.tables import Row, markdown
@@ -237,25 +238,22 @@ def _rows(pair: Pair, version: Version, arguments: argparse.Namespace) -> Iterat
         yield pair.name, version, "lesion-wise, plain", wall, processor
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Measure and print a Markdown table; the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `scoring`."""
     parser.add_argument("--pairs", type=Path, action="append", default=[], metavar="FILE.npz")
     parser.add_argument("--official", type=Path, action="append", default=[], metavar="FILE_2023.json")
     parser.add_argument("--plain", action="store_true", help="also the plain way, which takes a minute a case")
     parser.add_argument("--repeats", type=int, default=3, metavar="N", help="the fastest of N is reported (default: 3)")
-    given = parser.parse_args(arguments)
-    given.official = {int(path.stem[-4:]): json.loads(path.read_text()) for path in given.official}
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measure and print a Markdown table."""
+    arguments.official = {int(path.stem[-4:]): json.loads(path.read_text()) for path in arguments.official}
     rows: list[Row] = []
-    for pair in (two_tumours(), *(pair for path in given.pairs for pair in stored_pairs(path))):
+    for pair in (two_tumours(), *(pair for path in arguments.pairs for pair in stored_pairs(path))):
         for version in get_args(Version):
-            rows.extend(_rows(pair, version, given))
+            rows.extend(_rows(pair, version, arguments))
     sys.stdout.write(markdown(("case", "edition", "metrics", "seconds", "processor seconds"), rows, digits=3))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     sys.stdout.write(f"\nPeak memory of the process: {peak:.0f} MiB\n")
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return ExitStatus.OK

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.agreement import Judged, dice, main, rows_of, spearman
+from benchmarks.__main__ import main
+from benchmarks.agreement import dice, rows_of, spearman
 from tests.inference.conftest import tiny_bundle  # noqa: F401 (a fixture)
 from training.data.phantoms import make_phantom, write_phantom
 
@@ -19,18 +20,17 @@ def test_spearman_is_scipys() -> None:
     one = list(np.round(generator.random(11), 1))
     other = [value + generator.random() for value in one]
     expected = stats.spearmanr(one, other)
-    found, p = spearman(one, other)
+    found, p = spearman(list(zip(one, other, strict=True)))
     assert found == pytest.approx(expected.statistic)
     assert p == pytest.approx(expected.pvalue, abs=0.05)
-    assert np.isnan(spearman([1, 2], [1, 2])[0])
-    assert np.isnan(spearman([1, 1, 1], [1, 2, 3])[0])
+    assert np.isnan(spearman([(1, 1), (2, 2)])[0])
+    assert np.isnan(spearman([(1, 1), (1, 2), (1, 3)])[0])
 
 
 def test_cases_without_the_region_do_not_count() -> None:
-    judged = [
-        Judged(str(n), {"WT": n / 10, "TC": 1 - n / 10, "ET": 0.5}, {"WT": n / 9, "TC": n / 9, "ET": float("nan")})
-        for n in range(1, 8)
-    ]
+    judged = {
+        str(n): {"WT": (n / 10, n / 9), "TC": (1 - n / 10, n / 9), "ET": (0.5, float("nan"))} for n in range(1, 8)
+    }
     *_, correlation, _, counts = rows_of(judged)
     assert correlation[1] == pytest.approx(1)
     assert correlation[3] == pytest.approx(-1)
@@ -56,14 +56,14 @@ def test_phantoms_from_folder_to_table(
         labels = nib.Nifti1Image(phantom.labels, np.eye(4))
         if seed == 1:
             nib.save(labels, tmp_path / f"P-{seed:05d}-000" / f"P-{seed:05d}-000-seg.nii.gz")
-    assert main(["--cases", str(tmp_path), "--bundle", str(tiny_bundle), "--device", "cpu"]) == 0
+    assert main(["agreement", "--cases", str(tmp_path), "--bundle", str(tiny_bundle), "--device", "cpu"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split("|")[1].strip() for line in lines] == [
         "case", "---", "P-00001-000", "Spearman", "p", "cases with the region",
     ]  # fmt: skip
     assert 0 < float(lines[2].split("|")[2]) <= 1
     monkeypatch.setattr("benchmarks.agreement.read_folds", lambda _: {"P-00001-000": 1})
-    assert main(["--cases", str(tmp_path), "--bundle", str(tiny_bundle), "--own-fold"]) == 0
+    assert main(["agreement", "--cases", str(tmp_path), "--bundle", str(tiny_bundle), "--own-fold"]) == 0
     own = capsys.readouterr().out.splitlines()
     assert own[2].startswith("| P-00001-000")
     assert own[2] != lines[2], "fewer networks say something else"

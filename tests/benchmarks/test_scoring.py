@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scoring import FULL_SIZE, Pair, deviation, main, measured, plain_scores, stored_pairs, two_tumours
+from benchmarks.__main__ import main
+from benchmarks.scoring import FULL_SIZE, Pair, deviation, measured, plain_scores, stored_pairs, two_tumours
 from training.evaluation.lesionwise import score_case
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -81,7 +82,7 @@ def test_african_pairs_at_full_size(version, shared_folder):
 
 
 def test_the_command_prints_a_table(capsys):
-    assert main(["--repeats", "1"]) == 0
+    assert main(["scoring", "--repeats", "1"]) == 0
     out = capsys.readouterr().out
     assert out.count("| two tumours | 2024 |") == 2
     assert "Peak memory" in out
