@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from inference.bundle.store import Bundle, load_bundle
 from inference.errors import ExitStatus, UsageError
 from inference.intake.cases import Case, find_cases
-from inference.intake.scan import read_labels, read_scan
+from inference.intake.label_map import read_labels
+from inference.intake.scan import read_scan
 from inference.labels import REGIONS, region_mask
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import predict

@@ -17,16 +17,8 @@ from numpy.typing import NDArray
 from inference.bundle.store import Bundle, load_bundle
 from inference.errors import CaseError, GliomaError
 from inference.intake.cases import Case, CaseListing
-from inference.intake.scan import (
-    Scan,
-    any_geometry,
-    holds_fractions,
-    read_labels,
-    read_scan,
-    read_stamp,
-    write_fractions,
-    write_labels,
-)
+from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
+from inference.intake.scan import Scan, any_geometry, read_scan
 from inference.labels import REGIONS, labels_from_regions
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
@@ -470,9 +462,7 @@ def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:
         labels, found = read_labels(path)
     except CaseError:
         return None
-    expected = any_geometry(case.paths)
-    # A new header holds the geometry and nothing else of an image.
-    return labels if found.new_header().binaryblock == expected.new_header().binaryblock else None
+    return labels if found.same_as(any_geometry(case.paths)) else None
 
 
 def _write_empty(failed: CaseRecord, paths: Mapping[str, Path], into: Destination) -> CaseRecord:

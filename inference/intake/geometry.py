@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
@@ -59,20 +60,10 @@ class Geometry:
     """Stored shape, without trailing axes of length one."""
     affine: NDArray[np.float64]
     """(4, 4), stored voxel indices to world mm (RAS+): the one in force, see :func:`read_geometry`."""
-    qform: NDArray[np.float64] | None
-    """(4, 4) as stored, whatever its code; None where the header's quaternion means none."""
-    qform_code: int
-    sform: NDArray[np.float64]
-    """(4, 4) as stored, whatever its code."""
-    sform_code: int
-    zooms: tuple[float, float, float]
-    """Voxel sizes that the header states (`pixdim`), stored axes."""
-    units: int
-    """`xyzt_units` as stored."""
     orientation: NDArray[np.float64]
     """(3, 2), nibabel's orientation of stored axes with respect to RAS."""
-    header: bytes
-    """The NIfTI-1 (348 bytes) or NIfTI-2 (540 bytes) header, little-endian: what is written back is copied from it."""
+    header: nib.Nifti1Header
+    """The NIfTI-1 or NIfTI-2 header, little-endian: what is written back is copied from it."""
 
     @property
     def codes(self) -> str:
@@ -84,12 +75,6 @@ class Geometry:
         """Shape in canonical RAS."""
         x, y, z = (self.shape[axis] for axis in self._stored_axes)
         return x, y, z
-
-    @property
-    def description(self) -> str:
-        """The header's free text."""
-        source = _header_class(self.header)(self.header, "<", check=False)
-        return bytes(source["descrip"]).rstrip(b"\0").decode("utf-8", "replace")
 
     @property
     def spacing(self) -> tuple[float, float, float]:
@@ -122,9 +107,7 @@ class Geometry:
 
     def displacement(self, other: Geometry) -> float:
         """Largest distance in mm between the same corner of both canonical grids, which have the same shape."""
-        corners = _corners(self.canonical_shape)
-        with np.errstate(all="ignore"):
-            return float(np.linalg.norm((self.canonical_affine - other.canonical_affine)[:3] @ corners, axis=0).max())
+        return _distance(self.canonical_affine, other.canonical_affine, self.canonical_shape)
 
     def same_as(self, other: Geometry) -> bool:
         """Whether an image written in this geometry has the very header of one written in the other."""
@@ -135,21 +118,32 @@ class Geometry:
 
         `further` are the lengths of axes after the three of space.
         """
-        source = _header_class(self.header)(self.header, "<", check=False)
-        header = type(source)(endianness="<")
+        header = type(self.header)(endianness="<")
         header.set_data_dtype(np.uint8)
         header.set_data_shape((*self.shape, *further))
         for name in _SPATIAL_FIELDS:
-            header[name] = source[name]
-        header["pixdim"][:4] = source["pixdim"][:4]
-        header["vox_offset"] = len(self.header) + 4
+            header[name] = self.header[name]
+        header["pixdim"][:4] = self.header["pixdim"][:4]
+        header["vox_offset"] = int(header.sizeof_hdr) + 4
         header["scl_slope"], header["scl_inter"] = 1, 0
         return header
 
 
-def _header_class(block: bytes) -> type[nib.Nifti1Header]:
-    header_class: type[nib.Nifti1Header] = nib.Nifti1Header
-    return nib.Nifti2Header if len(block) == nib.Nifti2Header.sizeof_hdr else header_class
+def check_place(found: Geometry, expected: Geometry, of: str, notes: Notes) -> None:
+    """Refuse an image that lies elsewhere than the one called `of` (CaseError).
+
+    In canonical RAS the shapes must be equal, and every corner must lie in the same place to within a tenth of a voxel.
+    """
+    if found.canonical_shape != expected.canonical_shape:
+        shape = f"{times(expected.canonical_shape)} as {of}"
+        raise notes.refusal("another shape", found=times(found.canonical_shape), expected=shape)
+    distance, limit = found.displacement(expected), SAME_PLACE * min(expected.spacing)
+    if not distance <= limit:
+        raise notes.refusal(
+            "another place, orientation or voxel size",
+            found=f"corners up to {distance:.3g} mm from those of {of}",
+            expected=f"at most {limit:.2g} mm",
+        )
 
 
 def geometry_on(shape: tuple[int, int, int], affine: NDArray[np.float64]) -> Geometry:
@@ -174,24 +168,12 @@ def read_geometry(header: nib.Nifti1Header, shape: tuple[int, int, int], notes: 
     the voxel sizes alone. A form that is not finite or has no volume is passed over for the next, and `notes` says so.
     CaseError where none is left, or where the voxels are sheared, or of a size that no brain scan has.
     """
-    sform = np.asarray(header.get_sform(), np.float64)
-    qform = _qform(header)
-    affine = _affine_in_force(header, sform, qform, notes)
+    affine = _affine_in_force(header, notes)
     _check_edges(affine, shape, notes)
     _check_angles(affine, notes)
     _check_statements(header, affine, notes)
-    return Geometry(
-        shape=shape,
-        affine=affine,
-        qform=qform,
-        qform_code=int(header["qform_code"]),
-        sform=sform,
-        sform_code=int(header["sform_code"]),
-        zooms=(float(header["pixdim"][1]), float(header["pixdim"][2]), float(header["pixdim"][3])),
-        units=int(header["xyzt_units"]),
-        orientation=np.asarray(nib.io_orientation(affine), np.float64),
-        header=header.as_byteswapped("<").binaryblock,
-    )
+    orientation = np.asarray(nib.io_orientation(affine), np.float64)
+    return Geometry(shape, affine, orientation, header.as_byteswapped("<"))
 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
@@ -219,10 +201,8 @@ def _usable(affine: NDArray[np.float64] | None) -> bool:
         return bool(abs(np.linalg.det(affine[:3, :3] / edges)) > _FLAT)
 
 
-def _affine_in_force(
-    header: nib.Nifti1Header, sform: NDArray[np.float64], qform: NDArray[np.float64] | None, notes: Notes
-) -> NDArray[np.float64]:
-    forms = {"sform": sform, "qform": qform}
+def _affine_in_force(header: nib.Nifti1Header, notes: Notes) -> NDArray[np.float64]:
+    forms = {"sform": np.asarray(header.get_sform(), np.float64), "qform": _qform(header)}
     coded = {form: affine for form, affine in forms.items() if int(header[f"{form}_code"]) > 0}
     usable = {form: affine for form, affine in coded.items() if affine is not None and _usable(affine)}
     broken = [form for form in coded if form not in usable]
@@ -236,7 +216,9 @@ def _affine_in_force(
         notes.warnings.append("neither sform nor qform is set: left and right are a guess (x is taken to point left)")
         return _affine_of_sizes(header, notes)
     if len(usable) == 2:
-        _note_disagreement(usable["sform"], usable["qform"], header, notes)
+        distance = _distance(usable["sform"], usable["qform"], header["dim"][1:4])
+        if distance > SAME_PLACE * float(np.linalg.norm(usable["sform"][:3, :3], axis=0).min()):
+            notes.warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
     return next(iter(usable.values()))
 
 
@@ -250,22 +232,11 @@ def _affine_of_sizes(header: nib.Nifti1Header, notes: Notes) -> NDArray[np.float
     return base
 
 
-def _note_disagreement(
-    sform: NDArray[np.float64], qform: NDArray[np.float64], header: nib.Nifti1Header, notes: Notes
-) -> None:
-    """Say so where the two forms put a corner of the image at places that differ by a noticeable part of a voxel."""
-    corners = _corners([int(n) for n in header["dim"][1:4]])
+def _distance(first: NDArray[np.float64], second: NDArray[np.float64], shape: Iterable[int]) -> float:
+    """Largest distance in mm between the same corner of images of `shape` by two affines."""
+    corners = [(*corner, 1.0) for corner in itertools.product(*((0.0, float(n) - 1) for n in shape))]
     with np.errstate(all="ignore"):
-        distance = float(np.linalg.norm((sform - qform)[:3] @ corners, axis=0).max())
-    if distance > SAME_PLACE * float(np.linalg.norm(sform[:3, :3], axis=0).min()):
-        notes.warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
-
-
-def _corners(shape: Sequence[int]) -> NDArray[np.float64]:
-    """(4, 8) homogeneous voxel indices of the corners."""
-    ends = np.array([[0, n - 1] for n in shape], np.float64)
-    grid = np.stack(np.meshgrid(*ends, indexing="ij")).reshape(3, 8)
-    return np.vstack([grid, np.ones((1, 8))])
+        return float(np.linalg.norm((first - second)[:3] @ np.array(corners).T, axis=0).max())
 
 
 def _check_edges(affine: NDArray[np.float64], shape: tuple[int, int, int], notes: Notes) -> None:

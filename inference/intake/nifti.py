@@ -87,8 +87,10 @@ class Image:
 
 
 @np.errstate(all="ignore")  # a header's numbers may be anything, and what is not finite is looked for
-def open_image(path: Path, case: str) -> Image:
+def open_image(path: Path, case: str, *, fewest: int = FEWEST_VOXELS) -> Image:
     """Read and check the header of the NIfTI-1 or NIfTI-2 file at `path` (CaseError naming `case` and the file).
+
+    `fewest` is the length of the shortest axis that is accepted.
 
     Nothing that the header says is believed before it is compared with the size of the file, so that no claim about
     dimensions costs memory. Whether the file is compressed is seen from its contents, not its name.
@@ -100,7 +102,7 @@ def open_image(path: Path, case: str) -> Image:
     if compressed != (path.suffix.lower() == ".gz"):
         notes.repairs.append(f"the file is {'' if compressed else 'not '}compressed, unlike its name says")
     header = _parsed(start, notes)
-    shape = _shape(header, notes)
+    shape = _shape(header, fewest, notes)
     dtype = _dtype(header, notes)
     slope, intercept = _scaling(header, notes)
     offset = _offset(header, notes)
@@ -121,14 +123,7 @@ def read_voxels(image: Image) -> NDArray[np.generic[object]]:
     """
     notes, size = image.notes, image.size
     most = size + image.geometry.shape[0] * image.geometry.shape[1] * image.dtype.itemsize
-    with _opened(image.path, notes) as file:
-        try:
-            length = os.fstat(file.fileno()).st_size
-            contents = file.read(min(length, most + size // 50 + _START))  # gzip lengthens what it cannot compress
-        except OSError as error:
-            raise notes.unreadable(error) from error
-    if contents.startswith(_GZIP):
-        contents = _inflated(contents, most, notes)
+    contents = read_contents(image.path, most, notes)
     expected = f"{size} bytes for {times(image.geometry.shape)} {image.dtype.name}"
     if len(contents) < size:
         raise notes.refusal("truncated", found=f"{len(contents)} bytes", expected=expected)
@@ -138,6 +133,32 @@ def read_voxels(image: Image) -> NDArray[np.generic[object]]:
         notes.repairs.append(f"{len(contents) - size} bytes after the last voxel were ignored")
     flat = np.frombuffer(contents, image.dtype, offset=image.offset, count=math.prod(image.geometry.shape))
     return flat.reshape(image.geometry.shape, order="F")
+
+
+def read_contents(path: Path, most: int, notes: Notes) -> bytes:
+    """Read the file at `path`, decompressed and its checksum compared, but not more than about `most` bytes.
+
+    CaseError where it is no regular file, cannot be read or is damaged.
+    """
+    with _opened(path, notes) as file:
+        try:
+            length = os.fstat(file.fileno()).st_size
+            contents = file.read(min(length, most + most // 50 + _START))  # gzip lengthens what it cannot compress
+        except OSError as error:
+            raise notes.unreadable(error) from error
+    return _inflated(contents, most, notes) if contents.startswith(_GZIP) else contents
+
+
+def scale_into(image: Image, stored: NDArray[np.generic[object]], into: NDArray[np.float32]) -> None:
+    """Fill `into` with the values of the voxels `stored` in an image, in the same shape."""
+    with np.errstate(all="ignore"):  # what overflows float32 becomes infinite, and is mended like other such voxels
+        if image.slope == 1 and image.intercept == 0:
+            into[...] = stored
+            return
+        # Slice by slice, as they lie in memory: in float64 the whole would be as large as all four sequences.
+        axis = int(np.argmax(np.abs(stored.strides)))
+        for plane, target in zip(np.moveaxis(stored, axis, 0), np.moveaxis(into, axis, 0), strict=True):
+            target[...] = plane.astype(np.float64) * image.slope + image.intercept
 
 
 def _opened(path: Path, notes: Notes) -> BinaryIO:
@@ -216,7 +237,7 @@ def _parsed(start: bytes, notes: Notes) -> nib.Nifti1Header:
     raise notes.refusal("not a NIfTI file", found=found, expected="NIfTI-1 or NIfTI-2")
 
 
-def _shape(header: nib.Nifti1Header, notes: Notes) -> tuple[int, int, int]:
+def _shape(header: nib.Nifti1Header, fewest: int, notes: Notes) -> tuple[int, int, int]:
     """The three axes of the image; further axes of length one are dropped."""
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
@@ -226,8 +247,8 @@ def _shape(header: nib.Nifti1Header, notes: Notes) -> tuple[int, int, int]:
         shape = shape[:-1]
     if len(shape) != 3 or min(shape) < 1:
         raise notes.refusal("dimensions", found=times(full), expected="a 3-D image")
-    if min(shape) < FEWEST_VOXELS:
-        raise notes.refusal("too small", found=times(full), expected=f"{FEWEST_VOXELS} voxels or more along each axis")
+    if min(shape) < fewest:
+        raise notes.refusal("too small", found=times(full), expected=f"{fewest} voxels or more along each axis")
     if max(shape) > MOST_VOXELS_PER_AXIS or math.prod(shape) > MOST_VOXELS:
         limit = f"at most {MOST_VOXELS_PER_AXIS} voxels along an axis and {MOST_VOXELS / 1e6:.0f} million in all"
         raise notes.refusal("too large", found=times(full), expected=limit)

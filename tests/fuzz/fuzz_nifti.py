@@ -22,7 +22,8 @@ import atheris
 with atheris.instrument_imports(include=["inference"]):
     from inference.errors import CaseError, FolderError
     from inference.intake.cases import Case, find_cases
-    from inference.intake.scan import any_geometry, read_labels, read_scan
+    from inference.intake.label_map import read_labels
+    from inference.intake.scan import any_geometry, read_scan
 
 import nibabel as nib
 import numpy as np

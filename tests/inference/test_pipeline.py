@@ -17,7 +17,7 @@ import pytest
 from inference import pipeline
 from inference.errors import BundleError
 from inference.intake.cases import Case, find_cases
-from inference.intake.scan import read_stamp
+from inference.intake.label_map import read_stamp
 from inference.pipeline import (
     Destination,
     FolderOutcome,

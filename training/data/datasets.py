@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from inference.errors import UsageError
 from inference.intake.cases import Case, find_cases
 from inference.intake.geometry import SAME_PLACE, Geometry
-from inference.intake.scan import Scan, read_labels, read_scan
+from inference.intake.label_map import read_labels
+from inference.intake.scan import Scan, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.text import times
 from training.config import STAGES, RunConfig, SourceConfig

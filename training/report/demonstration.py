@@ -7,7 +7,8 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, UsageError
 from inference.intake.cases import find_cases
-from inference.intake.scan import read_labels, read_scan
+from inference.intake.label_map import read_label_map
+from inference.intake.scan import read_scan
 from inference.labels import REGIONS
 from inference.report.figures import CaseDrawing, draw_case
 from training.data.datasets import labels_of
@@ -55,8 +56,10 @@ def run_picture(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--case {arguments.case}: found {', '.join(cases)}")
     case = cases[arguments.case or min(cases)]
     scan = read_scan(case)
-    reference, _ = read_labels(labels_of(case.id, arguments.reference))
-    labels, _ = read_labels(labels_of(case.id, arguments.prediction))
+    maps = [read_label_map(labels_of(case.id, folder)) for folder in (arguments.reference, arguments.prediction)]
+    for label_map in maps:
+        label_map.check_place(scan.geometry, "the scan")
+    reference, labels = (label_map.canonical for label_map in maps)
     scores = score_case(reference, labels, scan.spacing, 2023, metrics="dice")
     line = "Dice (lesion-wise): " + "   ".join(
         f"{region} {scores[region].dice:.3f} ({scores[region].lesionwise_dice:.3f})" for region in REGIONS

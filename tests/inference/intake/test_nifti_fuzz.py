@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from inference.errors import CaseError
 from inference.intake.cases import Case
-from inference.intake.scan import read_labels, read_scan
+from inference.intake.label_map import read_labels
+from inference.intake.scan import read_scan
 from inference.labels import SEQUENCES
 from tests.inference.intake.samples import Header, brain, header_for, nifti
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from inference.errors import FolderError
 from inference.intake.cases import find_cases
-from inference.intake.scan import read_labels, read_scan
+from inference.intake.label_map import read_labels
+from inference.intake.scan import read_scan
 from inference.labels import Label
 from inference.report.figures import CaseDrawing, draw_case
 from inference.report.figures import _figure as figure_of
