@@ -59,8 +59,6 @@ class DatasetConfig:
 
     sources: tuple[str, ...]
     """Names of the sources."""
-    forms: tuple[str, ...] = ("original",)
-    """Every case is used once in each form: `original`, or `africa` and a number (`africa1`) for a degraded copy."""
     shares: Mapping[str, float] = field(default_factory=dict)
     """Source → share of the patches that are cut from its cases; if nothing is said, every case is as likely."""
 
@@ -168,8 +166,6 @@ class TuningConfig:
     weights: typing.Literal["score_share", "rank", "search", "paper"] = "score_share"
     """Ensemble weights: `score_share` of the models, share of their points by `rank`, a grid `search` for the best
     ensemble, or `paper` for the published 17/36 and 19/36."""
-    forms: tuple[str, ...] = ("original",)
-    """Forms of the cases that are predicted and scored."""
     groups: tuple[typing.Literal["regions", "components", "ratio", "subtypes"], ...] = (
         "regions",
         "components",

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
 from training.config import DatasetConfig, RunConfig, SourceConfig, load_config
-from training.data.datasets import copy_name, list_cases, load_labels, write_cases
+from training.data.datasets import list_cases, load_labels, write_cases
 from training.data.phantoms import make_phantom
 from training.data.stratify import stratify
 from training.fit.predict import prediction_path
@@ -53,13 +53,12 @@ def fabricate(work: Path, cases: int = 6, *, scratch: bool = True) -> RunConfig:
     models = ["nnunet", "mednext", *([SCRATCH] if scratch else [])]
     for number, entry in enumerate(entries):
         labels = load_labels(entry, config)
-        for form in config.tuning.forms:
-            for place, model in enumerate(models):
-                random = np.random.default_rng(100 * number + 10 * place + len(form))
-                path = prediction_path(work, model, copy_name(entry.id, form))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                seen = imagine(labels, random, blur=3.0 if model == SCRATCH else 1.0)
-                np.savez_compressed(path, probabilities=seen.astype(np.float16))
+        for place, model in enumerate(models):
+            random = np.random.default_rng(100 * number + 10 * place)
+            path = prediction_path(work, model, entry.id)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            seen = imagine(labels, random, blur=3.0 if model == SCRATCH else 1.0)
+            np.savez_compressed(path, probabilities=seen.astype(np.float16))
     tune(config, work, jobs=1)
     return config
 

@@ -20,7 +20,7 @@ from inference.bundle.store import load_bundle
 from inference.cli import main as infer
 from training.cli import main
 from training.config import load_config
-from training.data.datasets import case_of, read_cases, read_folds
+from training.data.datasets import read_cases, read_folds
 from training.fit import train as fitting
 
 pytestmark = pytest.mark.timeout(3000)
@@ -136,14 +136,14 @@ def test_heads_are_in_the_order_of_the_regions(work):
     assert list(labels) == ["background", "WT", "TC", "ET"]
 
 
-def test_one_fold_map_holds_for_both_stages_and_every_copy(work):
+def test_one_fold_map_holds_for_both_stages(work):
     folds = read_folds(work / "folds.json")
     for stage in ("Dataset001_pretraining", "Dataset002_finetuning"):
         splits = json.loads((work / "nnunet" / "preprocessed" / stage / "splits_final.json").read_text())
         for fold, split in enumerate(splits):
             assert split["val"]
-            assert {folds[case_of(copy)] for copy in split["val"]} == {fold}
-            assert fold not in {folds[case_of(copy)] for copy in split["train"]}
+            assert {folds[case] for case in split["val"]} == {fold}
+            assert fold not in {folds[case] for case in split["train"]}
 
 
 def test_both_stages_share_their_plans(work):
@@ -170,17 +170,14 @@ def test_fine_tuning_with_other_plans_is_refused(work, tmp_path):
         (folder / "nnunet.json").write_text(original)
 
 
-def test_every_case_was_predicted_out_of_fold_in_every_form(work):
+def test_every_case_was_predicted_out_of_fold(work):
     for entry in read_cases(work / "cases.json"):
         for network in NETWORKS:
-            for form in ("original", "africa1"):
-                assert (work / "out_of_fold" / network / f"{entry.id}__{form}.npz").is_file()
+            assert (work / "out_of_fold" / network / f"{entry.id}.npz").is_file()
 
 
-def test_scores_are_reported_for_every_system_and_form(work):
+def test_scores_are_reported_for_every_system(work):
     scores = json.loads((work / "scores.json").read_text())
     assert {"nnunet", "mednext", "ensemble", "refined"} <= set(scores)
     for system in scores.values():
-        assert set(system) == {"original", "africa1"}
-        for form in system.values():
-            assert all(0 <= form[region]["lesionwise_dice_2024"] <= 1 for region in ("WT", "TC", "ET"))
+        assert all(0 <= system[region]["lesionwise_dice_2024"] <= 1 for region in ("WT", "TC", "ET"))

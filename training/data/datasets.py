@@ -1,7 +1,6 @@
 """Cases from BraTS folders and phantoms, as nnU-Net's raw data sets in canonical RAS.
 
-A *case* is a scan with its reference labels. A *copy* is a case in one of its forms (as it is, or degraded to look like
-scans of the target population), named `<case>__<form>`; the fold map speaks of cases, so that copies can never part.
+A *case* is a scan with its reference labels.
 """
 
 from __future__ import annotations
@@ -59,16 +58,6 @@ def dataset_name(stage: str) -> str:
 def patient_of(case: str) -> str:
     """Patient of a case ID: what precedes the time point in names like `BraTS-GLI-00001-000`, else the ID."""
     return re.sub(r"(.+-\d{5})-\d{3}$", r"\1", case)
-
-
-def copy_name(case: str, form: str) -> str:
-    """Name of a case's copy in one form."""
-    return f"{case}__{form}"
-
-
-def case_of(copy: str) -> str:
-    """The case that a copy was made from."""
-    return copy.rsplit("__", 1)[0]
 
 
 def list_cases(config: RunConfig) -> list[CaseEntry]:
@@ -131,38 +120,26 @@ def read_folds(path: Path) -> dict[str, int]:
     return folds
 
 
-def copies_of(work: Path, stage: str) -> dict[str, str]:
-    """Copy → case of a stage's raw data set."""
+def cases_of(work: Path, stage: str) -> list[str]:
+    """IDs of the cases in a stage's raw data set, sorted."""
     labels = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
-    copies = sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
-    return {copy: case_of(copy) for copy in copies}
+    return sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
 
 
-def load_case(
-    entry: CaseEntry, config: RunConfig, form: str = "original"
-) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
-    """A case in one of its forms: data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS.
+def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
+    """A case's data (4, X, Y, Z) and labels (X, Y, Z), canonical RAS.
 
-    UsageError for another form, voxels that are not of 1 mm, or labels that lie elsewhere than the scan.
+    UsageError for voxels that are not of 1 mm, or labels that lie elsewhere than the scan.
     """
     if entry.phantom_seed is not None:
         from training.data.phantoms import make_phantom
 
         phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
-        data, labels = phantom.data, phantom.labels
-    else:
-        scan = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id])
-        labels, place = read_labels(Path(entry.labels))
-        _check_grid(scan, place)
-        data = scan.data
-    if form == "original":
-        return data, labels
-    from training.data.degraded import degrade
-
-    match = re.fullmatch(r"africa(\d+)", form)
-    if match is None:
-        raise UsageError(f"form {form!r}: expected original, or africa and a number")
-    return degrade(data, seed=copy_seed(entry.id, form)), labels
+        return phantom.data, phantom.labels
+    scan = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id])
+    labels, place = read_labels(Path(entry.labels))
+    _check_grid(scan, place)
+    return scan.data, labels
 
 
 def _check_grid(scan: Scan, labels: Geometry) -> None:
@@ -195,13 +172,6 @@ def _listed(folder: Path) -> dict[str, Case]:
     return {case.id: case for case in find_cases(folder).cases}
 
 
-def copy_seed(case: str, form: str) -> int:
-    """A seed that depends on nothing but the copy's name, the same on every machine."""
-    import zlib
-
-    return zlib.crc32(copy_name(case, form).encode())
-
-
 def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: Path, *, jobs: int = 1) -> Path:
     """Write a stage's raw data set for nnU-Net under `raw` and return its folder; what is there already is kept."""
     wanted = config.dataset(stage)
@@ -211,26 +181,23 @@ def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: 
     folder = raw / dataset_name(stage)
     for part in ("imagesTr", "labelsTr"):
         (folder / part).mkdir(parents=True, exist_ok=True)
-    copies = [(entry, form) for entry in chosen for form in (wanted.forms if entry.in_folds else wanted.forms[:1])]
     with open_workers(jobs) as workers:
-        list(workers.map(partial(_write_copy, config=config, folder=folder), copies))
-    write_json(dataset_description(len(copies)), folder / "dataset.json")
+        list(workers.map(partial(_write_case, config=config, folder=folder), chosen))
+    write_json(dataset_description(len(chosen)), folder / "dataset.json")
     return folder
 
 
-def _write_copy(copy: tuple[CaseEntry, str], config: RunConfig, folder: Path) -> None:
-    """Write the scan of one copy, then its labels, which say that it is whole."""
+def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> None:
+    """Write the scan of one case, then its labels, which say that it is whole."""
     import nibabel
 
-    entry, form = copy
-    name = copy_name(entry.id, form)
-    target = folder / "labelsTr" / f"{name}.nii.gz"
+    target = folder / "labelsTr" / f"{entry.id}.nii.gz"
     if target.is_file():
         return
-    data, labels = load_case(entry, config, form)
+    data, labels = load_case(entry, config)
     for channel, volume in enumerate(data):
-        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "imagesTr" / f"{name}_{channel:04d}.nii.gz")
-    unfinished = folder / f"{name}.nii.gz"
+        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "imagesTr" / f"{entry.id}_{channel:04d}.nii.gz")
+    unfinished = folder / f"{entry.id}.nii.gz"
     nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), unfinished)
     unfinished.rename(target)
 

@@ -1,12 +1,12 @@
 """Cross-validation folds: equal shares of every subtype, no patient in two folds, and the check that nothing leaks.
 
-One case → fold map serves pretraining, fine-tuning and every derived copy of a case.
+One case → fold map serves pretraining and fine-tuning.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -65,36 +65,44 @@ def stratified_folds(
     return {case: fold_of[case] for case in clusters}
 
 
-def splits_of(folds: Mapping[str, int], sources: Mapping[str, str]) -> list[Split]:
-    """Splits of one stage, fold by fold, in nnU-Net's form.
+def splits_of(folds: Mapping[str, int], cases: Collection[str]) -> list[Split]:
+    """Splits of a stage's `cases`, fold by fold, in nnU-Net's form.
 
-    `sources` maps every item of the stage's data set (a case, or a derived copy of it) to its case. Items whose case is
-    no key of `folds` train in every fold: phantoms, and sources that are never scored.
+    Cases that are no keys of `folds` train in every fold: phantoms, and sources that are never scored.
     """
     return [
         Split(
-            train=sorted(item for item, case in sources.items() if folds.get(case) != fold),
-            val=sorted(item for item, case in sources.items() if folds.get(case) == fold),
+            train=sorted(case for case in cases if folds.get(case) != fold),
+            val=sorted(case for case in cases if folds.get(case) == fold),
         )
         for fold in range(max(folds.values()) + 1)
     ]
 
 
 def check_no_leak(
-    folds: Mapping[str, int], patients: Mapping[str, str], sources: Mapping[str, str], splits: Sequence[Split]
+    folds: Mapping[str, int], patients: Mapping[str, str], cases: Collection[str], splits: Sequence[Split]
 ) -> None:
-    """Raise :class:`LeakError` unless the splits of a stage follow the one case → fold map.
+    """Raise :class:`LeakError` unless the splits of a stage's `cases` follow the one case → fold map.
 
     Called with the same `folds` for each stage; `patients` gives the patient of every case, those in no fold included.
-    Checked are: every patient of `folds` is in one fold; every item of the splits is a copy of a known case (`sources`:
-    item → case); the items held out in split i are exactly those of fold i; nothing that is learnt from in split i
-    comes from a patient of fold i.
+    Checked are: every patient of `folds` is in one fold; every case of the splits is known; the cases held out in split
+    i are exactly those of fold i; nothing that is learnt from in split i comes from a patient of fold i.
     """
     _check_patients(folds, patients)
     if len(splits) != max(folds.values()) + 1:
         raise LeakError(f"folds: {len(splits)} splits for {max(folds.values()) + 1} folds")
     for fold, split in enumerate(splits):
-        _check_split(fold, split, folds=folds, patients=patients, sources=sources)
+        if unknown := sorted({*split["train"], *split["val"]} - set(patients)):
+            raise LeakError(f"folds: split {fold} has {unknown[0]}, which is no known case")
+        held_out = {patients[case]: case for case, own in folds.items() if own == fold}
+        for case in split["train"]:
+            if patients[case] in held_out:
+                raise LeakError(
+                    f"folds: split {fold} learns from {case}, whose patient it holds out ({held_out[patients[case]]})"
+                )
+        expected = {case for case in cases if folds.get(case) == fold}
+        if wrong := expected.symmetric_difference(split["val"]):
+            raise LeakError(f"folds: split {fold} does not hold out exactly the cases of fold {fold}: {sorted(wrong)}")
 
 
 def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> None:
@@ -105,19 +113,3 @@ def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> No
             raise LeakError(f"folds: the patient of case {case} is not known")
         if fold_of.setdefault(patients[case], fold) != fold:
             raise LeakError(f"folds: patient {patients[case]} is in folds {fold_of[patients[case]]} and {fold}")
-
-
-def _check_split(
-    fold: int, split: Split, *, folds: Mapping[str, int], patients: Mapping[str, str], sources: Mapping[str, str]
-) -> None:
-    """One split against the map."""
-    for item in (*split["train"], *split["val"]):
-        if sources.get(item) not in patients:
-            raise LeakError(f"folds: split {fold} has {item}, which is no copy of a known case")
-    held_out = {patients[case] for case, own in folds.items() if own == fold}
-    for item in split["train"]:
-        if patients[sources[item]] in held_out:
-            raise LeakError(f"folds: split {fold} learns from {item}, a copy of {sources[item]}, which it holds out")
-    expected = {item for item, case in sources.items() if folds.get(case) == fold}
-    if wrong := expected.symmetric_difference(split["val"]):
-        raise LeakError(f"folds: split {fold} does not hold out exactly the items of fold {fold}: {sorted(wrong)}")

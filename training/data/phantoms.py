@@ -25,7 +25,7 @@ from skimage.graph import MCP_Geometric
 
 from inference.labels import SEQUENCES, Label
 from inference.refine.components import connected_components
-from training.data.degraded import correlated_noise, smooth_field, thick_slices
+from training.data.acquisition import correlated_noise, smooth_field, thick_slices
 
 Volume = NDArray[np.float32]
 Side = Literal["left", "right"]

@@ -1,4 +1,4 @@
-"""Out-of-fold predictions: every real case, in every form that is scored, by the networks that have not seen it."""
+"""Out-of-fold predictions: every scored case by the networks that have not seen it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
 from inference.settings import Profile
 from training.config import RunConfig
-from training.data.datasets import CaseEntry, copy_name, load_case, read_cases, read_folds
+from training.data.datasets import CaseEntry, load_case, read_cases, read_folds
 from training.data.stratify import SPACING
 from training.fit.planning import CONFIGURATION
 from training.fit.train import checkpoint_path, network_name
@@ -104,9 +104,9 @@ def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage:
     return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision)
 
 
-def prediction_path(work: Path, model: str, copy: str) -> Path:
+def prediction_path(work: Path, model: str, case: str) -> Path:
     """Where one out-of-fold prediction is kept."""
-    return work / "out_of_fold" / model / f"{copy}.npz"
+    return work / "out_of_fold" / model / f"{case}.npz"
 
 
 def scored_cases(config: RunConfig, work: Path) -> dict[CaseEntry, int]:
@@ -123,15 +123,12 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
     network = SingleModel((trained_network(config, work, model, fold, stage),))
     engine = open_engine("torch", "auto")
     for entry, own in scored_cases(config, work).items():
-        if own != fold:
+        target = prediction_path(work, network_name(model, stage), entry.id)
+        if own != fold or target.is_file():
             continue
-        for form in config.tuning.forms:
-            target = prediction_path(work, network_name(model, stage), copy_name(entry.id, form))
-            if target.is_file():
-                continue
-            data, _ = load_case(entry, config, form)
-            regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            partial = target.with_suffix(".partial.npz")
-            np.savez_compressed(partial, probabilities=regions.array.astype(np.float16))
-            partial.rename(target)
+        data, _ = load_case(entry, config)
+        regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial.npz")
+        np.savez_compressed(partial, probabilities=regions.array.astype(np.float16))
+        partial.rename(target)

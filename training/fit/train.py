@@ -16,7 +16,7 @@ import numpy as np
 from inference.errors import BundleError, UsageError
 from inference.labels import REGIONS, region_mask
 from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
-from training.data.datasets import copies_of, dataset_name, read_cases, read_folds, write_json
+from training.data.datasets import cases_of, dataset_name, read_cases, read_folds, write_json
 from training.data.folds import check_no_leak, splits_of
 from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, set_nnunet_folders
 from training.locks import alone
@@ -60,9 +60,9 @@ def write_splits(config: RunConfig, work: Path) -> None:
     entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
     patients = {case: entry.patient for case, entry in entries.items()}
     for stage in config.stages:
-        sources = copies_of(work, stage)
-        splits = splits_of(folds, sources)
-        check_no_leak(folds, patients, sources, splits)
+        cases = cases_of(work, stage)
+        splits = splits_of(folds, cases)
+        check_no_leak(folds, patients, cases, splits)
         held_out = [len(split["val"]) for split in splits] + [0] * (config.folds - len(splits))
         if 0 in held_out and not config.is_shared(stage):
             raise UsageError(f"{stage}: fold {held_out.index(0)} has no case, expected one at least: use fewer `folds`")
@@ -84,21 +84,21 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
     splits = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
     training = json.loads(splits.read_text(encoding="utf-8"))[fold]["train"]
     voxels = dict.fromkeys(REGIONS, 0)
-    for copy in training:
-        path = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr" / f"{copy}.nii.gz"
+    for case in training:
+        path = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr" / f"{case}.nii.gz"
         labels = np.asarray(nibabel.load(path).dataobj)
         for region in REGIONS:
             voxels[region] += int(region_mask(labels, region).sum())
     return inverse_frequency(voxels)
 
 
-def copy_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
-    """How likely a patch is cut from each copy of a stage's data set, by shares of sources that need not sum to 1."""
+def case_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
+    """How likely a patch is cut from each case of a stage's data set, by shares of sources that need not sum to 1."""
     shares, entries = config.dataset(stage).shares, read_cases(work / "cases.json")
-    source_of = {entry.id: entry.source for entry in entries}
-    copies = copies_of(work, stage)
-    sizes = Counter(source_of[case] for case in copies.values())
-    return {copy: shares[source_of[case]] / sizes[source_of[case]] if shares else 1.0 for copy, case in copies.items()}
+    sources = {entry.id: entry.source for entry in entries}
+    cases = cases_of(work, stage)
+    sizes = Counter(sources[case] for case in cases)
+    return {case: shares[sources[case]] / sizes[sources[case]] if shares else 1.0 for case in cases}
 
 
 def train(
@@ -203,7 +203,7 @@ def make_trainer(
         model,
         stage_settings(model, stage),
         region_weights(model, stage_of(stage), fold, work),
-        copy_shares(config, work, stage_of(stage)),
+        case_shares(config, work, stage_of(stage)),
     )
     return trainer
 

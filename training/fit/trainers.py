@@ -104,9 +104,9 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
     def configure(
         self, model: ModelConfig, stage: StageConfig, region_weights: Sequence[float], shares: Mapping[str, float]
     ) -> None:
-        """Take the settings of one model and stage, and how likely patches are cut from each copy; before `initialize`.
+        """Take the settings of one model and stage, and how likely patches are cut from each case; before `initialize`.
 
-        Raises UsageError for shares that nnU-Net's own processes cannot heed.
+        Raises UsageError for shares that nnU-Net's own processes cannot take into account.
         """
         self.model, self.stage, self.region_weights, self.shares = model, stage, region_weights, shares
         if model.loading == "workers" and len(set(shares.values())) > 1:
@@ -164,7 +164,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         return transforms
 
     def do_split(self) -> tuple[list[str], list[str]]:
-        """Copies that train and copies that draw the curve; the same where no case is held out (a shared stage)."""
+        """Cases that train and cases that draw the curve; the same where no case is held out (a shared stage)."""
         training, validation = super().do_split()
         return training, validation or training
 
@@ -198,8 +198,8 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             ResidentLoader(validation, scales, self.device),
         )
 
-    def _probabilities(self, copies: Sequence[str]) -> list[float]:
-        shares = [self.shares[copy] for copy in copies]
+    def _probabilities(self, cases: Sequence[str]) -> list[float]:
+        shares = [self.shares[case] for case in cases]
         return [share / sum(shares) for share in shares]
 
     def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:

@@ -20,11 +20,12 @@ from inference.bundle.tables import parse_thresholds
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from training.config import RunConfig
+from training.data.datasets import CaseEntry
 from training.data.stratify import SPACING, load_subtypes
 from training.evaluation.lesionwise import Version, score_case
 from training.evaluation.systems import Systems
-from training.fit.predict import prediction_path
-from training.tune.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy
+from training.fit.predict import prediction_path, scored_cases
+from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions
 from training.tune.thresholds import GROUPS, SUBTYPES, Choice, choice_of, refined
 from training.workers import Workers
 
@@ -123,26 +124,26 @@ def _steps(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
 
 
 def _scratch_models(config: RunConfig, work: Path) -> list[str]:
-    """Comparison models that predicted every copy; one that predicted only some is left out, with a warning."""
+    """Comparison models that predicted every case; one that predicted only some is left out, with a warning."""
     found = []
+    cases = [entry.id for entry in scored_cases(config, work)]
     for name in (f"{model.name}{SCRATCH}" for model in config.models):
-        copies = list_copies(config, work, [name])
-        there = sum(prediction_path(work, name, copy.name).is_file() for copy in copies)
-        if there == len(copies):
+        there = sum(prediction_path(work, name, case).is_file() for case in cases)
+        if there == len(cases):
             found.append(name)
         elif there:
-            log.warning("report: %s is left out: it predicted %d of %d copies", name, there, len(copies))
+            log.warning("report: %s is left out: it predicted %d of %d cases", name, there, len(cases))
     return found
 
 
-def label_maps(copy: OutOfFold, plan: Plan) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-    """Name and label map (X, Y, Z) of every arm on one copy."""
+def label_maps(case: OutOfFold, plan: Plan) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+    """Name and label map (X, Y, Z) of every arm on one case."""
     for name in plan.models:
-        yield name, labels_from_regions(copy.probabilities[name])
-    mixed = ensemble(copy.probabilities, plan.weights[copy.fold])
+        yield name, labels_from_regions(case.probabilities[name])
+    mixed = ensemble(case.probabilities, plan.weights[case.fold])
     yield "ensemble", labels_from_regions(mixed)
-    for name, choice in plan.steps[copy.fold].items():
-        yield name, refined(labels_from_regions(mixed, choice.regions), choice.of(plan.clusters[copy.copy]))
+    for name, choice in plan.steps[case.fold].items():
+        yield name, refined(labels_from_regions(mixed, choice.regions), choice.of(plan.clusters[case.case]))
 
 
 Scores = Mapping[str, Mapping[str, float]]
@@ -150,13 +151,11 @@ Scores = Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
-class CopyScores:
-    """How every arm did on one copy."""
+class CaseScores:
+    """How every arm did on one case."""
 
     case: str
     """The case."""
-    form: str
-    """The copy's form."""
     fold: int
     """The case's fold."""
     present: tuple[str, ...]
@@ -165,9 +164,9 @@ class CopyScores:
     """By arm and edition."""
 
 
-def score_copy(copy: CopyOf, config: RunConfig, work: Path, plan: Plan) -> CopyScores:
-    """Score every arm on one copy by both editions; arms with the same label map are scored once."""
-    loaded = load_copy(copy, config, work)
+def score_one(scored: tuple[CaseEntry, int], config: RunConfig, work: Path, plan: Plan) -> CaseScores:
+    """Score every arm on a case, given with its fold, by both editions; equal label maps are scored once."""
+    loaded = load_predictions(scored, plan.models, config, work)
     known: dict[bytes, Mapping[int, Scores]] = {}
     scores = {}
     for name, labels in label_maps(loaded, plan):
@@ -182,29 +181,28 @@ def score_copy(copy: CopyOf, config: RunConfig, work: Path, plan: Plan) -> CopyS
             }
         scores[name] = known[key]
     present = tuple(region for region in REGIONS if region_mask(loaded.reference, region).any())
-    return CopyScores(copy.entry.id, copy.form, copy.fold, present, scores)
+    return CaseScores(loaded.case, loaded.fold, present, scores)
 
 
-def score_arms(config: RunConfig, work: Path, plan: Plan, workers: Workers) -> list[CopyScores]:
-    """Score every arm on every copy."""
-    copies = list_copies(config, work, plan.models)
-    task: Callable[[CopyOf], CopyScores] = partial(score_copy, config=config, work=work, plan=plan)
+def score_arms(config: RunConfig, work: Path, plan: Plan, workers: Workers) -> list[CaseScores]:
+    """Score every arm on every case."""
+    cases = list(scored_cases(config, work).items())
+    task: Callable[[tuple[CaseEntry, int]], CaseScores] = partial(score_one, config=config, work=work, plan=plan)
     found = []
-    for scores in workers.map(task, copies):
+    for scores in workers.map(task, cases):
         found.append(scores)
-        log.info("report: %d of %d copies scored", len(found), len(copies))
+        log.info("report: %d of %d cases scored", len(found), len(cases))
     return found
 
 
-def systems_of(scores: Sequence[CopyScores], arms: Sequence[Arm], form: str, version: Version) -> Systems:
-    """The arms as systems to compare: one form, one edition, every region and their mean."""
-    chosen = [entry for entry in scores if entry.form == form]
+def systems_of(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Version) -> Systems:
+    """The arms as systems to compare: one edition, every region and their mean."""
     values = np.array(
         [
-            [[[entry.scores[arm.name][version][region][m] for m in METRICS] for region in REGIONS] for entry in chosen]
+            [[[entry.scores[arm.name][version][region][m] for m in METRICS] for region in REGIONS] for entry in scores]
             for arm in arms
         ]
     )
     values = np.concatenate([values, values.mean(axis=2, keepdims=True)], axis=2)
-    names, cases = tuple(arm.title for arm in arms), tuple(entry.case for entry in chosen)
+    names, cases = tuple(arm.title for arm in arms), tuple(entry.case for entry in scores)
     return Systems(version, names, cases, (*REGIONS, MEAN), METRICS, values, {})

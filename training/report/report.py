@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from importlib.resources import files
-from itertools import product
 from pathlib import Path
 from string import Template
 
@@ -20,7 +19,7 @@ from training.evaluation.lesionwise import Version
 from training.evaluation.systems import Systems, differences
 from training.evaluation.tables import write_text
 from training.report import sections
-from training.report.arms import VERSIONS, CopyScores, Plan, read_plan, score_arms, systems_of
+from training.report.arms import VERSIONS, CaseScores, Plan, read_plan, score_arms, systems_of
 from training.report.curves import Curve, read_curves
 from training.report.sections import Folded, Section
 from training.report.tables import Table
@@ -37,11 +36,11 @@ PAGE = "index.html"
 
 @dataclass(frozen=True)
 class _Comparison:
-    """The arms on all copies, and what follows."""
+    """The arms on all cases, and what follows."""
 
     plan: Plan
-    scores: Sequence[CopyScores]
-    systems: Mapping[tuple[str, Version], Systems]
+    scores: Sequence[CaseScores]
+    systems: Mapping[Version, Systems]
     verdicts: Sequence[Verdict]
 
 
@@ -72,14 +71,8 @@ def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jo
 def _compare(config: RunConfig, work: Path, workers: Workers) -> _Comparison:
     plan = read_plan(config, work)
     scores = score_arms(config, work, plan, workers)
-    systems = {
-        (form, version): systems_of(scores, plan.arms, form, version)
-        for form, version in product(config.tuning.forms, VERSIONS)
-    }
-    ruling = config.tuning.metric
-    by_form = [verdicts(systems[form, ruling], plan.arms, form) for form in config.tuning.forms]
-    # Question by question, the forms below each other.
-    return _Comparison(plan, scores, systems, [verdict for group in zip(*by_form, strict=True) for verdict in group])
+    systems = {version: systems_of(scores, plan.arms, version) for version in VERSIONS}
+    return _Comparison(plan, scores, systems, verdicts(systems[config.tuning.metric], plan.arms))
 
 
 def _comparison_sections(config: RunConfig, work: Path, found: _Comparison) -> list[Section]:
@@ -136,10 +129,10 @@ def _as_json(found: Sequence[Section], curves: Sequence[Curve], comparison: _Com
 
 def _write_scores(comparison: _Comparison, folder: Path) -> None:
     """Scores of every arm as `evaluate` writes them, for `compare`, and the comparison of all pairs of arms."""
-    for (form, version), systems in comparison.systems.items():
-        name = f"{form}.{version}"
+    for version, systems in comparison.systems.items():
         for arm in comparison.plan.arms:
-            chosen = [entry for entry in comparison.scores if entry.form == form]
-            evaluation = Evaluation(version, {entry.case: entry.scores[arm.name][version] for entry in chosen})
-            write_text(folder / "scores" / name / f"{arm.name}.json", evaluation.as_json())
-        write_text(folder / f"comparison.{name}.md", compare.report(systems, differences(systems)))
+            evaluation = Evaluation(
+                version, {entry.case: entry.scores[arm.name][version] for entry in comparison.scores}
+            )
+            write_text(folder / "scores" / str(version) / f"{arm.name}.json", evaluation.as_json())
+        write_text(folder / f"comparison.{version}.md", compare.report(systems, differences(systems)))

@@ -23,14 +23,15 @@ from training.data.datasets import load_case, read_cases
 from training.data.stratify import first_components, load_subtypes, reference_features
 from training.evaluation.lesionwise import Version
 from training.evaluation.systems import Systems
+from training.fit.predict import scored_cases
 from training.report import figures
-from training.report.arms import MEAN, Arm, CopyScores, Plan, label_maps, model_title
+from training.report.arms import MEAN, Arm, CaseScores, Plan, label_maps, model_title
 from training.report.curves import Curve
 from training.report.pictures import draw_pair
 from training.report.tables import Table, spread
 from training.report.verdicts import Verdict
 from training.tune.ensemble_weights import PAPER_WEIGHTS
-from training.tune.out_of_fold import list_copies, load_copy
+from training.tune.out_of_fold import load_predictions
 
 HARDEST = 4
 """Cases that are shown in pictures."""
@@ -59,11 +60,6 @@ class Section:
     """Its heading."""
     parts: tuple[Part, ...]
     """HTML, and tables, which go into the Markdown file too."""
-
-
-def form_title(form: str) -> str:
-    """How the page speaks of cases in one form."""
-    return "cases as they are" if form == "original" else f"cases in their Africa-like form ({form})"
 
 
 def paragraph(text: str, style: str = "") -> str:
@@ -106,41 +102,31 @@ def verdict_section(found: Sequence[Verdict]) -> Section:
     ]
     for topic, group in groupby(found, key=lambda verdict: verdict.question.topic):
         items = "".join(
-            f'<li class="{"shown" if verdict.shown else "open"}"><b>{escape(_capital(form_title(verdict.form)))}:</b> '
-            f"{escape(verdict.sentence)}</li>"
-            for verdict in group
+            f'<li class="{"shown" if verdict.shown else "open"}">{escape(verdict.sentence)}</li>' for verdict in group
         )
         parts.append(f"<h3>{escape(topic)}</h3><ul>{items}</ul>")
     return Section("verdicts", "What the cases say", tuple(parts))
 
 
 def arms_section(
-    config: RunConfig, scores: Sequence[CopyScores], arms: Sequence[Arm], systems: Mapping[tuple[str, Version], Systems]
+    config: RunConfig, scores: Sequence[CaseScores], arms: Sequence[Arm], systems: Mapping[Version, Systems]
 ) -> Section:
     """The equivalents of the paper's tables, and every case's score."""
     ruling = config.tuning.metric
-    other = next(version for _, version in systems if version != ruling)
-    pictures = [
-        figure(
-            figures.arms(systems[form, ruling], "lesionwise_dice", f"lesion-wise Dice {ruling}"),
-            "svg+xml",
-            f"Lesion-wise Dice of every case and arm, {form_title(form)}",
-            f"{_capital(form_title(form))}: a dot is a case, a diamond the mean.",
-        )
-        for form in config.tuning.forms
+    other = next(version for version in systems if version != ruling)
+    picture = figure(
+        figures.arms(systems[ruling], "lesionwise_dice", f"lesion-wise Dice {ruling}"),
+        "svg+xml",
+        "Lesion-wise Dice of every case and arm",
+        "A dot is a case, a diamond the mean.",
+    )
+    parts: list[Part] = [
+        gallery([picture]),
+        lesionwise_table(systems[ruling], f"Table 3: lesion-wise, edition {ruling}"),
+        folded(f"The same by the definition of {other}", lesionwise_table(systems[other], f"Table 3: edition {other}")),
+        whole_volume_table(scores, arms),
+        folded("Each model, fold by fold", fold_table(scores, arms, ruling)),
     ]
-    parts: list[Part] = [gallery(pictures)]
-    for form in config.tuning.forms:
-        title = form_title(form)
-        parts += [
-            lesionwise_table(systems[form, ruling], f"Table 3: {title}, lesion-wise, edition {ruling}"),
-            folded(
-                f"The same by the definition of {other}",
-                lesionwise_table(systems[form, other], f"Table 3: {title}, edition {other}"),
-            ),
-            whole_volume_table(scores, arms, form),
-            folded("Each model, fold by fold", fold_table(scores, arms, form, ruling)),
-        ]
     return Section("arms", "The arms compared", tuple(parts))
 
 
@@ -158,41 +144,39 @@ def lesionwise_table(systems: Systems, caption: str) -> Table:
     return Table(caption, header, rows, note)
 
 
-def whole_volume_table(scores: Sequence[CopyScores], arms: Sequence[Arm], form: str) -> Table:
+def whole_volume_table(scores: Sequence[CaseScores], arms: Sequence[Arm]) -> Table:
     """Dice of whole volumes, over the cases whose reference has the region."""
-    chosen = [entry for entry in scores if entry.form == form]
     rows = [
         [
             arm.title,
             *(
-                spread([e.scores[arm.name][2023][region]["dice"] for e in chosen if region in e.present])
+                spread([e.scores[arm.name][2023][region]["dice"] for e in scores if region in e.present])
                 for region in REGIONS
             ),
         ]
         for arm in arms
     ]
-    counts = ", ".join(f"{region} {sum(region in entry.present for entry in chosen)}" for region in REGIONS)
+    counts = ", ".join(f"{region} {sum(region in entry.present for entry in scores)}" for region in REGIONS)
     note = f"Mean ± standard deviation over the cases whose reference has the region: {counts}."
-    return Table(f"Table 2: {form_title(form)}, Dice of whole volumes", ["arm", *REGIONS], rows, note)
+    return Table("Table 2: Dice of whole volumes", ["arm", *REGIONS], rows, note)
 
 
-def fold_table(scores: Sequence[CopyScores], arms: Sequence[Arm], form: str, version: Version) -> Table:
+def fold_table(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Version) -> Table:
     """Lesion-wise Dice of the models alone, fold by fold."""
-    chosen = [entry for entry in scores if entry.form == form]
-    folds = sorted({entry.fold for entry in chosen})
+    folds = sorted({entry.fold for entry in scores})
     models = arms[: [arm.name for arm in arms].index("ensemble")]
     rows = []
     for arm in models:
         for region in REGIONS:
             values = {
-                fold: [e.scores[arm.name][version][region]["lesionwise_dice"] for e in chosen if e.fold == fold]
+                fold: [e.scores[arm.name][version][region]["lesionwise_dice"] for e in scores if e.fold == fold]
                 for fold in folds
             }
             means = [f"{np.mean(values[fold]):.3f}" for fold in folds]
             every = spread([value for of_fold in values.values() for value in of_fold])
             rows.append([f"{arm.title}, {region}", *means, every])
     header = ["model, region", *(f"fold {fold}" for fold in folds), "all cases"]
-    return Table(f"Table 1: {form_title(form)}, lesion-wise Dice {version} by fold", header, rows)
+    return Table(f"Table 1: lesion-wise Dice {version} by fold", header, rows)
 
 
 # --- what tuning chose ----------------------------------------------------------------------------------------------
@@ -378,34 +362,32 @@ def curves_section(trainings: Sequence[Curve]) -> Section:
 # --- cases and provenance -------------------------------------------------------------------------------------------
 
 
-def hardest(scores: Sequence[CopyScores], arm: Arm, version: Version) -> list[tuple[float, CopyScores]]:
-    """The cases with the lowest lesion-wise Dice (mean over regions), each in the form in which it is worst."""
-    worst: dict[str, tuple[float, CopyScores]] = {}
-    for entry in scores:
-        value = float(np.mean([entry.scores[arm.name][version][region]["lesionwise_dice"] for region in REGIONS]))
-        if entry.case not in worst or value < worst[entry.case][0]:
-            worst[entry.case] = value, entry
-    return sorted(worst.values(), key=lambda pair: pair[0])[:HARDEST]
+def hardest(scores: Sequence[CaseScores], arm: Arm, version: Version) -> list[tuple[float, CaseScores]]:
+    """The cases with the lowest lesion-wise Dice (mean over regions), the lowest first."""
+    values = [
+        (float(np.mean([entry.scores[arm.name][version][region]["lesionwise_dice"] for region in REGIONS])), entry)
+        for entry in scores
+    ]
+    return sorted(values, key=lambda pair: pair[0])[:HARDEST]
 
 
 def hardest_section(
-    config: RunConfig, work: Path, plan: Plan, scores: Sequence[CopyScores], version: Version
+    config: RunConfig, work: Path, plan: Plan, scores: Sequence[CaseScores], version: Version
 ) -> Section:
     """The cases that went worst, in pictures."""
     arm = plan.arms[-1]
-    copies = {copy.name: copy for copy in list_copies(config, work, plan.models)}
+    cases = {entry.id: (entry, fold) for entry, fold in scored_cases(config, work).items()}
     pictures = []
     for value, entry in hardest(scores, arm, version):
-        copy = copies[f"{entry.case}__{entry.form}"]
-        loaded = load_copy(copy, config, work)
-        data, reference = load_case(copy.entry, config, copy.form)
+        loaded = load_predictions(cases[entry.case], plan.models, config, work)
+        data, reference = load_case(cases[entry.case][0], config)
         box = tuple(slice(at, at + n) for at, n in zip(loaded.corner, loaded.reference.shape, strict=True))
         predicted = np.zeros_like(reference)
         predicted[box] = dict(label_maps(loaded, plan))[arm.name]
         per_region = ", ".join(
             f"{region} {entry.scores[arm.name][version][region]['lesionwise_dice']:.3f}" for region in REGIONS
         )
-        caption = f"{entry.case}, {entry.form}, fold {entry.fold}: {value:.3f} ({per_region})"
+        caption = f"{entry.case}, fold {entry.fold}: {value:.3f} ({per_region})"
         alt = f"{entry.case}: prediction and reference in the slice with most errors"
         pictures.append(figure(draw_pair(data, reference, predicted), "webp", alt, caption))
     keys = "".join(
@@ -458,7 +440,6 @@ def comparison_table(found: Sequence[Verdict]) -> Table:
     rows = [
         [
             f"{v.difference.system} − {v.difference.against}",
-            v.form,
             f"{v.difference.mean:+.3f}",
             f"{v.difference.low:+.3f} to {v.difference.high:+.3f}",
             f"{v.difference.p_value:.3f}",
@@ -466,7 +447,7 @@ def comparison_table(found: Sequence[Verdict]) -> Table:
         ]
         for v in found
     ]
-    header = ["difference", "form", f"Dice, {MEAN}", "95 % interval", "p", "excludes zero"]
+    header = ["difference", f"Dice, {MEAN}", "95 % interval", "p", "excludes zero"]
     return Table("The same in numbers", header, rows)
 
 

@@ -29,8 +29,6 @@ class Verdict:
 
     question: Question
     """The question."""
-    form: str
-    """Form of the cases."""
     difference: Difference
     """Lesion-wise Dice, mean over regions."""
 
@@ -87,16 +85,14 @@ def questions(arms: Sequence[Arm]) -> list[Question]:
     return asked
 
 
-def verdicts(systems: Systems, arms: Sequence[Arm], form: str) -> list[Verdict]:
-    """The answers of one form's cases."""
+def verdicts(systems: Systems, arms: Sequence[Arm]) -> list[Verdict]:
+    """The answers of the cases."""
     found = {}
     for test in differences(systems):
         if (test.region, test.metric) == (MEAN, "lesionwise_dice"):
             # Pairs come as later minus earlier, and questions ask about later against earlier.
             found[test.system, test.against] = test
-    return [
-        Verdict(question, form, found[question.system.title, question.against.title]) for question in questions(arms)
-    ]
+    return [Verdict(question, found[question.system.title, question.against.title]) for question in questions(arms)]
 
 
 def _capital(text: str) -> str:

@@ -45,7 +45,7 @@ class WeightChoice:
     by_fold: Mapping[int, Weights]
     """From the other folds: what a fold's cases may honestly be ensembled with."""
     score: float
-    """Mean lesion-wise Dice of the ensemble over regions and copies, each copy under its fold's weights."""
+    """Mean lesion-wise Dice of the ensemble over regions and cases, each case under its fold's weights."""
 
     def as_json(self) -> dict[str, object]:
         """For `tuning.json`."""
@@ -60,9 +60,9 @@ class Evidence:
     names: tuple[str, ...]
     """The models."""
     alone: NDArray[np.float64]
-    """(models, copies, regions): lesion-wise Dice of each model alone."""
+    """(models, cases, regions): lesion-wise Dice of each model alone."""
     mixed: NDArray[np.float64]
-    """(weightings, copies): mean lesion-wise Dice of the mean probabilities under each of :func:`simplex`."""
+    """(weightings, cases): mean lesion-wise Dice of the mean probabilities under each of :func:`simplex`."""
 
 
 def simplex(models: int, steps: int = WEIGHT_STEPS) -> NDArray[np.float64]:
@@ -72,21 +72,21 @@ def simplex(models: int, steps: int = WEIGHT_STEPS) -> NDArray[np.float64]:
     return weights[np.argsort(np.abs(weights - 1 / models).max(axis=1).round(12), kind="stable")]
 
 
-def score_share(evidence: Evidence, copies: Sequence[int]) -> Weights:
+def score_share(evidence: Evidence, cases: Sequence[int]) -> Weights:
     """Each model's share of the sum of mean scores, none below LEAST_SCORE: a bundle holds no model without a say."""
-    scores = evidence.alone[:, copies].mean(axis=(1, 2)).clip(min=LEAST_SCORE)
+    scores = evidence.alone[:, cases].mean(axis=(1, 2)).clip(min=LEAST_SCORE)
     return {name: float(score / scores.sum()) for name, score in zip(evidence.names, scores, strict=True)}
 
 
-def rank(evidence: Evidence, copies: Sequence[int]) -> Weights:
-    """Each model's share of the rank points: in every copy and region the best of n gets n, the worst 1, ties share."""
-    points = stats.rankdata(evidence.alone[:, copies], axis=0).mean(axis=(1, 2))
+def rank(evidence: Evidence, cases: Sequence[int]) -> Weights:
+    """Each model's share of the rank points: in every case and region the best of n gets n, the worst 1, ties share."""
+    points = stats.rankdata(evidence.alone[:, cases], axis=0).mean(axis=(1, 2))
     return {name: float(point / points.sum()) for name, point in zip(evidence.names, points, strict=True)}
 
 
-def search(evidence: Evidence, copies: Sequence[int]) -> Weights:
+def search(evidence: Evidence, cases: Sequence[int]) -> Weights:
     """The weighting with the highest score of the mean probabilities, the most even among equals."""
-    best = int(np.argmax(evidence.mixed[:, copies].mean(axis=1).round(9)))
+    best = int(np.argmax(evidence.mixed[:, cases].mean(axis=1).round(9)))
     weights = simplex(len(evidence.names))[best]
     return {name: float(weight) for name, weight in zip(evidence.names, weights, strict=True)}
 
@@ -113,27 +113,27 @@ def check_weights(config: RunConfig) -> None:
 
 
 def choose_weights(
-    config: RunConfig, copies: Sequence[OutOfFold], version: Version, workers: Workers
+    config: RunConfig, cases: Sequence[OutOfFold], version: Version, workers: Workers
 ) -> dict[str, WeightChoice]:
     """Every way to weigh the models that fits them, by name; UsageError where the one that is asked for does not."""
     check_weights(config)
     names = tuple(model.name for model in config.models)
     found = []
-    for scores in workers.map(partial(_score, names=names, version=version), copies):
+    for scores in workers.map(partial(_score, names=names, version=version), cases):
         found.append(scores)
-        log.info("tuning: weights: %d of %d copies scored", len(found), len(copies))
+        log.info("tuning: weights: %d of %d cases scored", len(found), len(cases))
     evidence = Evidence(names, np.stack([alone for alone, _ in found], axis=1), np.stack([m for _, m in found], axis=1))
-    folds = sorted({copy.fold for copy in copies})
-    others = {fold: [i for i, copy in enumerate(copies) if copy.fold != fold] for fold in folds}
+    folds = sorted({case.fold for case in cases})
+    others = {fold: [i for i, case in enumerate(cases) if case.fold != fold] for fold in folds}
     ways = {name: way for name, way in WAYS.items() if name != "paper" or set(names) == set(PAPER_WEIGHTS)}
-    overall = {name: way(evidence, range(len(copies))) for name, way in ways.items()}
+    overall = {name: way(evidence, range(len(cases))) for name, way in ways.items()}
     # Where there is but one fold no other speaks, and the models weigh the same.
     even = dict.fromkeys(names, 1 / len(names))
     by_fold = {
         name: {fold: way(evidence, others[fold]) if others[fold] else even for fold in folds}
         for name, way in ways.items()
     }
-    tasks = [(copy, [by_fold[name][copy.fold] for name in ways]) for copy in copies]
+    tasks = [(case, [by_fold[name][case.fold] for name in ways]) for case in cases]
     held_out = np.array(list(workers.map(partial(_score_mixes, version=version), tasks))).mean(axis=0)
     return {
         name: WeightChoice(overall[name], by_fold[name], float(score))
@@ -142,23 +142,23 @@ def choose_weights(
 
 
 def _score(
-    copy: OutOfFold, names: tuple[str, ...], version: Version
+    case: OutOfFold, names: tuple[str, ...], version: Version
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """One copy's part of the evidence: (models, regions) and (weightings,)."""
+    """One case's part of the evidence: (models, regions) and (weightings,)."""
     alone = []
     for name in names:
-        labels = labels_from_regions(copy.probabilities[name])
-        scores = score_case(copy.reference, labels, SPACING, version, metrics="dice")
+        labels = labels_from_regions(case.probabilities[name])
+        scores = score_case(case.reference, labels, SPACING, version, metrics="dice")
         alone.append([score.lesionwise_dice for score in scores.values()])
     grid = [dict(zip(names, weights, strict=True)) for weights in simplex(len(names)).tolist()]
-    return np.array(alone), np.array(_score_mixes((copy, grid), version))
+    return np.array(alone), np.array(_score_mixes((case, grid), version))
 
 
 def _score_mixes(task: tuple[OutOfFold, Sequence[Weights]], version: Version) -> list[float]:
-    """Mean lesion-wise Dice of one copy's ensemble under each of some weightings."""
-    copy, weightings = task
+    """Mean lesion-wise Dice of one case's ensemble under each of some weightings."""
+    case, weightings = task
     found = []
     for weights in weightings:
-        labels = labels_from_regions(ensemble(copy.probabilities, weights))
-        found.append(mean_dice(score_case(copy.reference, labels, SPACING, version, metrics="dice")))
+        labels = labels_from_regions(ensemble(case.probabilities, weights))
+        found.append(mean_dice(score_case(case.reference, labels, SPACING, version, metrics="dice")))
     return found

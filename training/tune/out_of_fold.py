@@ -1,10 +1,9 @@
-"""Out-of-fold predictions: every copy of a case as the networks see it that were not trained on it."""
+"""Out-of-fold predictions: every case as the networks see it that were not trained on it."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +12,17 @@ from numpy.typing import NDArray
 from inference.errors import UsageError
 from inference.refine.components import Box
 from training.config import RunConfig
-from training.data.datasets import CaseEntry, copy_name, load_labels
+from training.data.datasets import CaseEntry, load_labels
 from training.evaluation.lesionwise import RegionScore
-from training.fit.predict import prediction_path, scored_cases
+from training.fit.predict import prediction_path
 
 
 @dataclass(frozen=True)
 class OutOfFold:
-    """One copy of a case with its out-of-fold predictions, cropped to where there is anything."""
+    """A case with its out-of-fold predictions, cropped to where there is anything."""
 
-    copy: str
-    """Name of the copy."""
-    form: str
-    """Its form."""
+    case: str
+    """ID of the case."""
     fold: int
     """Its fold."""
     reference: NDArray[np.uint8]
@@ -41,45 +38,21 @@ def mean_dice(scores: Mapping[str, RegionScore]) -> float:
     return float(np.mean([score.lesionwise_dice for score in scores.values()]))
 
 
-@dataclass(frozen=True)
-class CopyOf:
-    """A copy of a case, and the models whose out-of-fold predictions of it are wanted."""
-
-    entry: CaseEntry
-    """The case."""
-    form: str
-    """The copy's form."""
-    fold: int
-    """The case's fold."""
-    models: tuple[str, ...]
-    """Folders of the models under `out_of_fold`."""
-
-    @property
-    def name(self) -> str:
-        """Name of the copy."""
-        return copy_name(self.entry.id, self.form)
-
-
-def list_copies(config: RunConfig, work: Path, models: Sequence[str]) -> list[CopyOf]:
-    """Every copy that is predicted out of fold, case by case."""
-    scored = scored_cases(config, work)
-    return [CopyOf(entry, form, scored[entry], tuple(models)) for entry, form in product(scored, config.tuning.forms)]
-
-
-def load_copy(copy: CopyOf, config: RunConfig, work: Path) -> OutOfFold:
-    """The out-of-fold predictions of one copy with their reference."""
-    reference = load_labels(copy.entry, config)
+def load_predictions(scored: tuple[CaseEntry, int], models: Sequence[str], config: RunConfig, work: Path) -> OutOfFold:
+    """The out-of-fold predictions of a case, given with its fold, by some models; UsageError where one lacks."""
+    entry, fold = scored
+    reference = load_labels(entry, config)
     probabilities = {}
-    for model in copy.models:
-        path = prediction_path(work, model, copy.name)
+    for model in models:
+        path = prediction_path(work, model, entry.id)
         if not path.is_file():
-            raise UsageError(f"{copy.name} has no out-of-fold prediction of {model}: {path} is missing")
+            raise UsageError(f"{entry.id} has no out-of-fold prediction of {model}: {path} is missing")
         with np.load(path) as stored:
             probabilities[model] = stored["probabilities"].astype(np.float32)
     box = _box(reference, probabilities)
     cropped = {name: np.ascontiguousarray(array[:, *box]) for name, array in probabilities.items()}
     x, y, z = (int(side.start) for side in box)
-    return OutOfFold(copy.name, copy.form, copy.fold, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
+    return OutOfFold(entry.id, fold, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
 
 
 def _box(reference: NDArray[np.uint8], probabilities: Mapping[str, NDArray[np.float32]]) -> Box:

@@ -27,12 +27,13 @@ from inference.refine.postprocess import relabel_by_ratio, remove_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import subtype_tables
 from training.config import RunConfig
-from training.data.datasets import load_case
+from training.data.datasets import CaseEntry, load_case
 from training.data.stratify import SPACING, extraction_settings, save_subtypes
 from training.data.subtyping import SubtypeFit, fit_subtypes
 from training.evaluation.lesionwise import RegionScore, Version, score_case
+from training.fit.predict import scored_cases
 from training.tune.ensemble_weights import choose_weights
-from training.tune.out_of_fold import CopyOf, OutOfFold, ensemble, list_copies, load_copy, mean_dice
+from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions, mean_dice
 from training.workers import Workers, open_workers
 
 log = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Painted:
+class LabelMap:
     """A label map before refinement, and what is needed to foresee refinement's effect on it."""
 
     labels: NDArray[np.uint8]
@@ -89,7 +90,7 @@ class Painted:
         return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
 
 
-def paint(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> Painted:
+def label_map(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> LabelMap:
     """Labels from region probabilities (3, X, Y, Z), and their components."""
     labels = labels_from_regions(probabilities, thresholds)
     components = connected_components(labels)
@@ -97,7 +98,7 @@ def paint(probabilities: NDArray[np.float32], thresholds: tuple[float, float, fl
     label_of = np.zeros(sizes.shape, np.uint8)
     label_of[components] = labels
     volumes = {label.name: np.sort(sizes[label_of == label]) for label in TUMOUR_LABELS}
-    return Painted(labels, volumes)
+    return LabelMap(labels, volumes)
 
 
 def refined(labels: NDArray[np.uint8], thresholds: Thresholds) -> NDArray[np.uint8]:
@@ -128,17 +129,17 @@ class Scorer:
     Thousands of choices have the same effect on a label map, so that what was scored is remembered by its effect.
     """
 
-    copies: Sequence[OutOfFold]
+    cases: Sequence[OutOfFold]
     """What is scored."""
     ensembles: Sequence[NDArray[np.float32]]
-    """Weighted probabilities (3, X, Y, Z) of each copy."""
+    """Weighted probabilities (3, X, Y, Z) of each case."""
     version: Version
     """Of the official score."""
     clusters: Sequence[int | None] = ()
-    """Subtype of each copy's predicted tumour; empty as long as there are none."""
+    """Subtype of each case's predicted tumour; empty as long as there are none."""
     workers: Workers = field(default_factory=Workers)
-    """Who scores."""
-    _painted: dict[tuple[int, tuple[float, ...]], Painted] = field(default_factory=dict)
+    """The processes that score."""
+    _label_maps: dict[tuple[int, tuple[float, ...]], LabelMap] = field(default_factory=dict)
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     @property
@@ -147,53 +148,53 @@ class Scorer:
         return len(self._known)
 
     def cluster(self, index: int) -> int | None:
-        """Subtype of one copy's predicted tumour."""
+        """Subtype of one case's predicted tumour."""
         return self.clusters[index] if self.clusters else None
 
-    def _paint(self, index: int, choice: Choice) -> Painted:
+    def _label_map(self, index: int, choice: Choice) -> LabelMap:
         key = (index, choice.regions)
-        if key not in self._painted:
-            self._painted[key] = paint(self.ensembles[index], choice.regions)
-        return self._painted[key]
+        if key not in self._label_maps:
+            self._label_maps[key] = label_map(self.ensembles[index], choice.regions)
+        return self._label_maps[key]
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
-        """The label map (X, Y, Z) of one copy under `choice`, by the steps of inference."""
-        return refined(self._paint(index, choice).labels, choice.of(self.cluster(index)))
+        """The label map (X, Y, Z) of one case under `choice`, by the steps of inference."""
+        return refined(self._label_map(index, choice).labels, choice.of(self.cluster(index)))
 
     def _key(self, index: int, choice: Choice) -> tuple[object, ...]:
         thresholds = choice.of(self.cluster(index))
-        return (index, choice.regions, self._paint(index, choice).effect(thresholds))
+        return (index, choice.regions, self._label_map(index, choice).effect(thresholds))
 
     def prepare(self, indices: Iterable[int], choices: Sequence[Choice]) -> None:
-        """Score all of these choices on all of these copies, the workers sharing what is not known yet."""
+        """Score all of these choices on all of these cases, the workers sharing what is not known yet."""
         trials: dict[tuple[object, ...], _Trial] = {}
         for index, choice in product(indices, choices):
             key = self._key(index, choice)
             if key not in self._known and key not in trials:
-                labels, thresholds = self._paint(index, choice).labels, choice.of(self.cluster(index))
-                trials[key] = _Trial(self.copies[index].reference, labels, thresholds, self.version)
+                labels, thresholds = self._label_map(index, choice).labels, choice.of(self.cluster(index))
+                trials[key] = _Trial(self.cases[index].reference, labels, thresholds, self.version)
         self._known.update(zip(trials, self.workers.map(_try, list(trials.values()), chunk=2), strict=True))
 
     def score(self, index: int, choice: Choice) -> float:
-        """Lesion-wise Dice of one copy under `choice`, mean over regions."""
+        """Lesion-wise Dice of one case under `choice`, mean over regions."""
         key = self._key(index, choice)
         if key not in self._known:
             self.prepare([index], [choice])
         return self._known[key]
 
     def mean(self, indices: Sequence[int], choice: Choice) -> float:
-        """Mean score over some copies."""
+        """Mean score over some cases."""
         return float(np.mean([self.score(index, choice) for index in indices]))
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a choice is worth: a weighted mean of the scores of some copies."""
+    """What a choice is worth: a weighted mean of the scores of some cases."""
 
     scorer: Scorer
     """Gives the scores."""
     shares: Mapping[int, float]
-    """Weight of each copy by index; they sum to 1."""
+    """Weight of each case by index; they sum to 1."""
 
     def best(self, start: Choice, candidates: Sequence[Choice]) -> Choice:
         """The candidate with the highest value, the first among equals; `start` unless it is beaten."""
@@ -238,7 +239,7 @@ def best_ratio(objective: Objective, start: Choice) -> Choice:
 
 
 Step = Callable[[Scorer, Sequence[int], Choice], Choice]
-"""Chooses one group of thresholds on some copies, on top of what was kept before."""
+"""Chooses one group of thresholds on some cases, on top of what was kept before."""
 
 
 def _for_all(
@@ -280,7 +281,7 @@ def groups_of(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> di
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen on some copies."""
+    """What was chosen on some cases."""
 
     steps: Mapping[str, Choice]
     """What is kept after each group."""
@@ -298,11 +299,11 @@ class Selection:
 def select(
     scorer: Scorer, indices: Sequence[int], groups: Mapping[str, Step], report: Callable[[str], None] = log.debug
 ) -> Selection:
-    """Choose every group on some copies, keeping what has a nested gain over their folds.
+    """Choose every group on some cases, keeping what has a nested gain over their folds.
 
-    Copies of a single fold cannot show a gain, so that nothing is kept.
+    Cases of a single fold cannot show a gain, so that nothing is kept.
     """
-    fold_of = {index: scorer.copies[index].fold for index in indices}
+    fold_of = {index: scorer.cases[index].fold for index in indices}
     folds = sorted(set(fold_of.values()))
     choice, by_fold = Choice(), dict.fromkeys(folds, Choice())
     steps, found, gains = {}, {}, {}
@@ -339,14 +340,14 @@ class Tuned:
 
 
 def tune_all(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> Tuned:
-    """Tune every group on all copies, and without each fold."""
-    everyone, groups = range(len(scorer.copies)), groups_of(scorer, wanted)
+    """Tune every group on all cases, and without each fold."""
+    everyone, groups = range(len(scorer.cases)), groups_of(scorer, wanted)
     overall = select(scorer, everyone, groups, lambda line: log.info("tuning: %s", line))
     nothing = replace(overall, steps=dict.fromkeys(groups, Choice()))
     by_fold = {}
-    folds = sorted({copy.fold for copy in scorer.copies})
+    folds = sorted({case.fold for case in scorer.cases})
     for number, fold in enumerate(folds, start=1):
-        others = [index for index in everyone if scorer.copies[index].fold != fold]
+        others = [index for index in everyone if scorer.cases[index].fold != fold]
         by_fold[fold] = select(scorer, others, groups) if others else nothing
         log.info("tuning: honest gain: %d of %d folds; %d label maps scored", number, len(folds), scorer.scored)
     return Tuned(overall, by_fold)
@@ -354,9 +355,9 @@ def tune_all(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> Tun
 
 def honest_gains(scorer: Scorer, tuned: Tuned) -> dict[str, float]:
     """What each group adds to the mean lesion-wise Dice where both choosing and keeping never saw the scored fold."""
-    means = [scorer.mean(range(len(scorer.copies)), Choice())]
+    means = [scorer.mean(range(len(scorer.cases)), Choice())]
     for name in tuned.overall.steps:
-        scores = [scorer.score(i, tuned.by_fold[copy.fold].steps[name]) for i, copy in enumerate(scorer.copies)]
+        scores = [scorer.score(i, tuned.by_fold[case.fold].steps[name]) for i, case in enumerate(scorer.cases)]
         means.append(float(np.mean(scores)))
     return {name: after - before for name, (before, after) in zip(tuned.overall.steps, pairwise(means), strict=True)}
 
@@ -365,19 +366,20 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
     """Write `tuning.json` (weights, thresholds, gains, evidence), `subtypes.*` and `scores.json`."""
     version = config.tuning.metric
     with open_workers(jobs) as workers:
-        listed = list_copies(config, work, [model.name for model in config.models])
-        copies = list(workers.map(partial(load_copy, config=config, work=work), listed))
-        log.info("tuning: %d copies of %d cases", len(copies), len({copy.entry.id for copy in listed}))
-        weights = choose_weights(config, copies, version, workers)
+        scored = list(scored_cases(config, work).items())
+        models = [model.name for model in config.models]
+        cases = list(workers.map(partial(load_predictions, models=models, config=config, work=work), scored))
+        log.info("tuning: %d cases", len(cases))
+        weights = choose_weights(config, cases, version, workers)
         chosen = weights[config.tuning.weights]
-        mixed = [ensemble(copy.probabilities, chosen.by_fold[copy.fold]) for copy in copies]
-        scorer = Scorer(copies, mixed, version, workers=workers)
+        mixed = [ensemble(case.probabilities, chosen.by_fold[case.fold]) for case in cases]
+        scorer = Scorer(cases, mixed, version, workers=workers)
         wanted = sorted(config.tuning.groups, key=(*GROUPS, SUBTYPES).index)
         # Region thresholds come first since they decide what a predicted tumour is.
-        first = select(scorer, range(len(copies)), groups_of(scorer, wanted[:1])).choice
-        fit, scorer.clusters = _predicted_subtypes(config, listed, scorer, first.regions)
+        first = select(scorer, range(len(cases)), groups_of(scorer, wanted[:1])).choice
+        fit, scorer.clusters = _predicted_subtypes(config, [entry for entry, _ in scored], scorer, first.regions)
         tuned = tune_all(scorer, config.tuning.groups)
-        scores = score_systems(config, copies, scorer, tuned)
+        scores = score_systems(config, cases, scorer, tuned)
     save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
     tables = partial(tables_of, clusters=len(fit.model.centroids))
     content = {
@@ -389,7 +391,7 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
         "weight_choices": {name: choice.as_json() for name, choice in weights.items()},
         "subtypes": {
             "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
-            "of": {copy.copy: cluster for copy, cluster in zip(copies, scorer.clusters, strict=True)},
+            "of": {case.case: cluster for case, cluster in zip(cases, scorer.clusters, strict=True)},
         },
         "found": {name: thresholds_to_json(tables(choice)) for name, choice in tuned.overall.found.items()},
         "by_fold": {
@@ -420,14 +422,14 @@ def choice_of(tables: ThresholdTables) -> Choice:
 class _Tumour:
     """A predicted tumour to describe."""
 
-    copy: CopyOf
+    entry: CaseEntry
     mask: NDArray[np.bool_]
     corner: tuple[int, int, int]
 
 
 def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
     """Features (386,); none where the tumour has none."""
-    data, _ = load_case(tumour.copy.entry, config, tumour.copy.form)
+    data, _ = load_case(tumour.entry, config)
     whole = np.zeros(data.shape[1:], np.bool_)
     box = tuple(slice(start, start + length) for start, length in zip(tumour.corner, tumour.mask.shape, strict=True))
     whole[box] = tumour.mask
@@ -436,12 +438,12 @@ def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
 
 
 def _predicted_subtypes(
-    config: RunConfig, listed: Sequence[CopyOf], scorer: Scorer, regions: tuple[float, float, float]
+    config: RunConfig, entries: Sequence[CaseEntry], scorer: Scorer, regions: tuple[float, float, float]
 ) -> tuple[SubtypeFit, list[int | None]]:
-    """Subtypes fitted to the predicted tumours, and that of every copy; none where its tumour has no features."""
+    """Subtypes fitted to the predicted tumours, and that of every case; none where its tumour has no features."""
     tumours = [
-        _Tumour(copy, region_mask(scorer.labels(index, Choice(regions)), "WT"), scorer.copies[index].corner)
-        for index, copy in enumerate(listed)
+        _Tumour(entry, region_mask(scorer.labels(index, Choice(regions)), "WT"), scorer.cases[index].corner)
+        for index, entry in enumerate(entries)
     ]
     vectors: list[NDArray[np.float64] | None] = []
     for vector in scorer.workers.map(partial(_describe, config=config), tumours):
@@ -466,24 +468,19 @@ Scores = dict[str, dict[str, float]]
 """Values by region and metric."""
 
 
-def score_systems(
-    config: RunConfig, copies: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned
-) -> dict[str, dict[str, Scores]]:
-    """Out-of-fold Dice per system, form and region: whole-volume over copies that have the region (left out
-    where none has), and lesion-wise.
+def score_systems(config: RunConfig, cases: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned) -> dict[str, Scores]:
+    """Out-of-fold Dice per system and region: whole-volume over cases that have the region (left out where none has),
+    and lesion-wise.
 
-    Systems: each model alone, the ensemble, and the ensemble refined by thresholds chosen without the copy's fold.
+    Systems: each model alone, the ensemble, and the ensemble refined by thresholds chosen without the case's fold.
     """
     systems: dict[str, Callable[[int], NDArray[np.uint8]]] = {
-        model.name: lambda index, name=model.name: labels_from_regions(copies[index].probabilities[name])  # type: ignore[misc]
+        model.name: lambda index, name=model.name: labels_from_regions(cases[index].probabilities[name])  # type: ignore[misc]
         for model in config.models
     }
     systems["ensemble"] = lambda index: labels_from_regions(scorer.ensembles[index])
-    systems["refined"] = lambda index: scorer.labels(index, tuned.by_fold[copies[index].fold].choice)
-    return {
-        system: {form: _score_form(labels_of, scorer, form) for form in config.tuning.forms}
-        for system, labels_of in systems.items()
-    }
+    systems["refined"] = lambda index: scorer.labels(index, tuned.by_fold[cases[index].fold].choice)
+    return {system: _score_system(labels_of, scorer) for system, labels_of in systems.items()}
 
 
 def _score_pair(pair: tuple[NDArray[np.uint8], NDArray[np.uint8], Version]) -> dict[str, RegionScore]:
@@ -491,22 +488,21 @@ def _score_pair(pair: tuple[NDArray[np.uint8], NDArray[np.uint8], Version]) -> d
     return score_case(reference, labels, SPACING, version, metrics="dice")
 
 
-def _score_form(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer, form: str) -> Scores:
-    copies = scorer.copies
-    chosen = [index for index, copy in enumerate(copies) if copy.form == form]
+def _score_system(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer) -> Scores:
+    cases = scorer.cases
     versions: tuple[Version, Version] = (2023, 2024)
-    pairs = [(copies[index].reference, labels_of(index), version) for version in versions for index in chosen]
+    pairs = [(case.reference, labels_of(i), version) for version in versions for i, case in enumerate(cases)]
     found = list(scorer.workers.map(_score_pair, pairs))
-    scores = {2023: found[: len(chosen)], 2024: found[len(chosen) :]}
+    scores = {2023: found[: len(cases)], 2024: found[len(cases) :]}
     summary = {}
     for region in REGIONS:
-        present = [region_mask(copies[index].reference, region).any() for index in chosen]
+        present = [region_mask(case.reference, region).any() for case in cases]
         whole = [score[region].dice for score, has in zip(scores[2023], present, strict=True) if has]
         summary[region] = {
             **({"dice": float(np.mean(whole))} if whole else {}),
             "cases_with_region": float(len(whole)),
             "lesionwise_dice_2023": float(np.mean([score[region].lesionwise_dice for score in scores[2023]])),
             "lesionwise_dice_2024": float(np.mean([score[region].lesionwise_dice for score in scores[2024]])),
-            "cases": float(len(chosen)),
+            "cases": float(len(cases)),
         }
     return summary

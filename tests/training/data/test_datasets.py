@@ -1,8 +1,9 @@
-"""Cases, copies and nnU-Net's raw data sets."""
+"""Cases and nnU-Net's raw data sets."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nibabel
@@ -12,8 +13,6 @@ import pytest
 from inference.errors import UsageError
 from training.config import DatasetConfig, SourceConfig, load_config
 from training.data.datasets import (
-    case_of,
-    copy_name,
     dataset_description,
     labels_of,
     list_cases,
@@ -35,13 +34,11 @@ def phantom():
 @pytest.fixture
 def config(tmp_path, phantom):
     """Two real cases, stored otherwise, of one patient, and a phantom."""
-    from dataclasses import replace
-
     folder = tmp_path / "cases"
     write_phantom(folder, "BraTS-SSA-00001-000", phantom, "RAS", with_labels=True)
     write_phantom(folder, "BraTS-SSA-00001-001", phantom, "LPS", with_labels=True)
     sources = (SourceConfig("real", folder=str(folder)), SourceConfig("phantom", phantoms=1, size=SHAPE))
-    dataset = DatasetConfig(("real", "phantom"), ("original", "africa1"))
+    dataset = DatasetConfig(("real", "phantom"))
     return replace(load_config(SMOKE), sources=sources, pretraining=dataset, finetuning=dataset)
 
 
@@ -59,10 +56,6 @@ def test_time_points_share_their_patient(case, patient):
     assert patient_of(case) == patient
 
 
-def test_a_copy_knows_its_case():
-    assert case_of(copy_name("BraTS-GLI-00012-001", "africa2")) == "BraTS-GLI-00012-001"
-
-
 def test_phantoms_always_train(config):
     entries = {entry.id: entry for entry in list_cases(config)}
     assert not entries["phantom-00000-000"].in_folds
@@ -77,29 +70,29 @@ def test_orientation_of_the_files_does_not_matter(config):
     assert np.allclose(one[0], two[0])
 
 
-def test_the_africa_form_changes_the_scan_and_not_the_labels(config):
-    entry = list_cases(config)[0]
-    original, africa = load_case(entry, config), load_case(entry, config, "africa1")
-    assert np.array_equal(original[1], africa[1])
-    assert not np.allclose(original[0], africa[0])
-    assert np.array_equal(africa[0], load_case(entry, config, "africa1")[0])
+def test_a_source_names_patients_and_may_always_train(config):
+    source = replace(config.sources[0], patients={"BraTS-SSA-00001-001": "somebody"}, in_folds=False)
+    entries = {entry.id: entry for entry in list_cases(replace(config, sources=(source, config.sources[1])))}
+    assert entries["BraTS-SSA-00001-001"].patient == "somebody"
+    assert entries["BraTS-SSA-00001-000"].patient == "BraTS-SSA-00001"
+    assert not any(entry.in_folds for entry in entries.values())
 
 
-def test_an_unknown_form_is_named(config):
-    with pytest.raises(UsageError, match="form 'asia'"):
-        load_case(list_cases(config)[0], config, "asia")
+def test_patients_of_cases_that_are_not_there_are_refused(config):
+    source = replace(config.sources[0], patients={"BraTS-SSA-00009-000": "somebody"})
+    with pytest.raises(UsageError, match="patients names BraTS-SSA-00009-000"):
+        list_cases(replace(config, sources=(source,)))
 
 
 def test_the_raw_data_set_is_what_nnunet_expects(config, tmp_path):
     folder = write_dataset(config, "finetuning", list_cases(config), tmp_path / "raw")
-    copies = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir())
-    # A phantom comes in one form only.
-    assert len(copies) == 2 * 2 + 1
-    for copy in copies:
+    cases = sorted(path.name.removesuffix(".nii.gz") for path in (folder / "labelsTr").iterdir())
+    assert cases == ["BraTS-SSA-00001-000", "BraTS-SSA-00001-001", "phantom-00000-000"]
+    for case in cases:
         for channel in range(4):
-            assert nibabel.load(folder / "imagesTr" / f"{copy}_{channel:04d}.nii.gz").shape == SHAPE
+            assert nibabel.load(folder / "imagesTr" / f"{case}_{channel:04d}.nii.gz").shape == SHAPE
     description = json.loads((folder / "dataset.json").read_text())
-    assert description["numTraining"] == 5
+    assert description["numTraining"] == 3
     assert list(description["channel_names"].values()) == ["t1n", "t1c", "t2w", "t2f"]
 
 
@@ -149,8 +142,6 @@ def test_labels_are_found_under_every_name(tmp_path):
 
 
 def test_an_id_in_two_sources_is_refused(config):
-    from dataclasses import replace
-
     twice = replace(config, sources=(*config.sources, replace(config.sources[0], name="again")))
     with pytest.raises(UsageError, match="more than one source: BraTS-SSA-00001-000"):
         list_cases(twice)

@@ -69,50 +69,49 @@ def test_what_cannot_be_dealt_is_refused() -> None:
         stratified_folds(clusters, {case: p for case, p in patients.items() if case != "case0_3"}, 2)
 
 
-# Two stages: the cases as they are, and a derived copy of each, with phantoms and cases of no fold as training data.
+# A stage's cases: those of the folds, and some of no fold that always train.
 FOLDS = {f"case{i}": i % 5 for i in range(15)}
 ALWAYS = ("phantom0", "adult1")
+CASES = (*FOLDS, *ALWAYS)
 PATIENTS = {case: f"patient{i % 10}" for i, case in enumerate(FOLDS)} | {case: case for case in ALWAYS}
-COPIES = {f"{case}_africa": case for case in FOLDS} | {case: case for case in ALWAYS}
 
 
-def test_both_stages_and_all_copies_follow_one_map() -> None:
-    check_no_leak(FOLDS, PATIENTS, {case: case for case in FOLDS}, splits_of(FOLDS, {case: case for case in FOLDS}))
-    splits = splits_of(FOLDS, COPIES)
-    check_no_leak(FOLDS, PATIENTS, COPIES, splits)
-    assert splits[2]["val"] == ["case12_africa", "case2_africa", "case7_africa"]
-    assert set(splits[2]["train"]) == set(COPIES) - set(splits[2]["val"])
+def test_splits_follow_the_map() -> None:
+    splits = splits_of(FOLDS, CASES)
+    check_no_leak(FOLDS, PATIENTS, CASES, splits)
+    assert splits[2]["val"] == ["case12", "case2", "case7"]
+    assert set(splits[2]["train"]) == set(CASES) - set(splits[2]["val"])
 
 
-def test_a_copy_on_the_wrong_side_is_found() -> None:
-    splits = splits_of(FOLDS, COPIES)
-    splits[1]["train"].append("case6_africa")
-    with pytest.raises(LeakError, match=r"split 1 learns from case6_africa, a copy of case6"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits)
+def test_a_case_on_the_wrong_side_is_found() -> None:
+    splits = splits_of(FOLDS, CASES)
+    splits[1]["train"].append("case6")
+    with pytest.raises(LeakError, match="split 1 learns from case6, whose patient it holds out"):
+        check_no_leak(FOLDS, PATIENTS, CASES, splits)
 
 
 def test_a_patient_in_two_folds_is_found() -> None:
     with pytest.raises(LeakError, match=r"patient0 is in folds 0 and 1"):
-        check_no_leak(FOLDS, PATIENTS | {"case1": "patient0"}, COPIES, splits_of(FOLDS, COPIES))
+        check_no_leak(FOLDS, PATIENTS | {"case1": "patient0"}, CASES, splits_of(FOLDS, CASES))
 
 
 def test_a_held_out_patient_among_those_who_always_train_is_found() -> None:
-    with pytest.raises(LeakError, match="split 3 learns from adult1, a copy of adult1, which it holds out"):
-        check_no_leak(FOLDS, PATIENTS | {"adult1": "patient3"}, COPIES, splits_of(FOLDS, COPIES))
+    with pytest.raises(LeakError, match=r"split 3 learns from adult1, whose patient it holds out \(case"):
+        check_no_leak(FOLDS, PATIENTS | {"adult1": "patient3"}, CASES, splits_of(FOLDS, CASES))
 
 
-def test_an_unknown_item_is_found() -> None:
+def test_an_unknown_case_is_found() -> None:
     with pytest.raises(LeakError, match="split 0 has stranger"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits_of(FOLDS, COPIES | {"stranger": "stranger"}))
+        check_no_leak(FOLDS, PATIENTS, CASES, splits_of(FOLDS, (*CASES, "stranger")))
 
 
-def test_an_item_that_is_held_out_elsewhere_is_found() -> None:
-    splits = splits_of(FOLDS, COPIES)
+def test_a_case_that_is_held_out_elsewhere_is_found() -> None:
+    splits = splits_of(FOLDS, CASES)
     splits[0]["val"] = splits[0]["val"][1:]
     with pytest.raises(LeakError, match="does not hold out exactly"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits)
+        check_no_leak(FOLDS, PATIENTS, CASES, splits)
 
 
 def test_a_missing_split_is_found() -> None:
     with pytest.raises(LeakError, match="4 splits for 5 folds"):
-        check_no_leak(FOLDS, PATIENTS, COPIES, splits_of(FOLDS, COPIES)[:4])
+        check_no_leak(FOLDS, PATIENTS, CASES, splits_of(FOLDS, CASES)[:4])

@@ -16,7 +16,7 @@ import torch
 from inference.errors import BundleError, UsageError
 from training.bundles.freeze import all_folds
 from training.config import load_config
-from training.data.datasets import CaseEntry, copy_name, dataset_description, dataset_name, write_cases, write_json
+from training.data.datasets import CaseEntry, dataset_description, dataset_name, write_cases, write_json
 from training.data.stratify import kept_folds
 from training.fit import devices
 from training.fit.planning import ancestor_plans, model_plans
@@ -33,7 +33,7 @@ def made(tmp_path, monkeypatch):
     for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "trainings")):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / "nnunet" / folder))
     monkeypatch.setattr("training.fit.train.region_weights", lambda model, *_: [model.loss_weights])
-    monkeypatch.setattr("training.fit.train.copy_shares", lambda *_: {"a": 1.0, "b": 1.0})
+    monkeypatch.setattr("training.fit.train.case_shares", lambda *_: {"a": 1.0, "b": 1.0})
 
     def make(config, name, stage):
         model = config.model(name)
@@ -192,7 +192,7 @@ def test_a_fold_without_a_case_is_refused(tmp_path):
         labels = tmp_path / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
         labels.mkdir(parents=True)
         for name in ("a", "b"):
-            (labels / f"{copy_name(name, 'original')}.nii.gz").touch()
+            (labels / f"{name}.nii.gz").touch()
     with pytest.raises(UsageError, match="fold 1 has no case"):
         write_splits(config, tmp_path)
 

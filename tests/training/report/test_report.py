@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import shutil
-from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions
 from tests.training.fabricated import SCRATCH
-from training.data.datasets import copy_name, load_labels, read_cases, read_folds
+from training.data.datasets import load_labels, read_cases, read_folds
 from training.evaluation.lesionwise import score_case
 from training.evaluation.systems import load_systems
 from training.fit.predict import prediction_path
@@ -46,9 +45,8 @@ def test_all_arms_are_there_in_the_papers_order(finished):
 
 
 @pytest.mark.parametrize("version", [2023, 2024])
-@pytest.mark.parametrize("form", ["original", "africa1"])
-def test_scores_are_in_files_that_compare_reads(finished, form, version):
-    folder = finished[1] / "report" / "scores" / f"{form}.{version}"
+def test_scores_are_in_files_that_compare_reads(finished, version):
+    folder = finished[1] / "report" / "scores" / str(version)
     systems = load_systems([folder / f"{arm}.json" for arm in ARMS])
     assert systems.version == version
     assert len(systems.cases) == 6
@@ -57,10 +55,10 @@ def test_scores_are_in_files_that_compare_reads(finished, form, version):
 def test_a_models_scores_are_the_official_ones_of_its_whole_prediction(finished):
     config, work = finished
     entry = read_cases(work / "cases.json")[2]
-    with np.load(prediction_path(work, "mednext", copy_name(entry.id, "africa1"))) as stored:
+    with np.load(prediction_path(work, "mednext", entry.id)) as stored:
         labels = labels_from_regions(stored["probabilities"].astype(np.float32))
     official = score_case(load_labels(entry, config), labels, (1, 1, 1), 2024)
-    written = json.loads((work / "report" / "scores" / "africa1.2024" / "mednext.json").read_text())["cases"][entry.id]
+    written = json.loads((work / "report" / "scores" / "2024" / "mednext.json").read_text())["cases"][entry.id]
     for region in REGIONS:
         for metric in ("lesionwise_dice", "lesionwise_hd95", "dice"):
             assert written[region][metric] == pytest.approx(official[region].named()[metric])
@@ -75,11 +73,10 @@ def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
     clusters = len({cluster for cluster in tuning["subtypes"]["of"].values() if cluster is not None})
     for entry in read_cases(work / "cases.json"):
         fold = read_folds(work / "folds.json")[entry.id]
-        copy = copy_name(entry.id, "original")
         weights = tuning["weight_choices"]["score_share"]["by_fold"][str(fold)]
         mixed = 0
         for model, weight in weights.items():
-            with np.load(prediction_path(work, model, copy)) as stored:
+            with np.load(prediction_path(work, model, entry.id)) as stored:
                 mixed = mixed + np.float32(weight) * stored["probabilities"].astype(np.float32)
         choice = choice_of(parse_thresholds(tuning["by_fold"][str(fold)]["ratio"], "tuning.json", clusters))
         labels = refined(labels_from_regions(mixed, choice.regions), choice.thresholds)
@@ -176,8 +173,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else(read):
 
 def test_pictures_are_embedded_and_described(read):
     images = [attributes for tag, attributes in read.elements if tag == "img"]
-    # Arms in two forms, clusters, silhouettes, four groups of trainings, hardest cases.
-    assert len(images) == 2 + 2 + 4 + HARDEST
+    # Arms, clusters, silhouettes, four groups of trainings, hardest cases.
+    assert len(images) == 1 + 2 + 4 + HARDEST
     assert all(image["alt"] for image in images)
     for image in images:
         head, _, data = image["src"].partition(";base64,")
@@ -274,7 +271,6 @@ def test_the_arms_are_the_groups_that_were_tuned(finished, tmp_path, groups):
 
 def test_a_run_that_tunes_nothing_has_a_report(finished, tmp_path):
     config, work = finished
-    config = replace(config, tuning=replace(config.tuning, forms=("original",)))
     page = write_report(config, tuned_groups(work, tmp_path, ()), jobs=1).read_text("utf-8")
     assert "weighted ensemble" in page
     assert "All of refinement" not in page
@@ -286,4 +282,4 @@ def test_a_comparison_model_that_is_not_complete_is_left_out(finished, tmp_path,
     partial = copied(work, tmp_path, *names)
     next((partial / "out_of_fold" / SCRATCH).iterdir()).unlink()
     assert SCRATCH not in [arm.name for arm in read_plan(config, partial).arms]
-    assert "11 of 12 copies" in caplog.text
+    assert "5 of 6 cases" in caplog.text

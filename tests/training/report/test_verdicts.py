@@ -24,7 +24,7 @@ def said(scores):
     values = np.broadcast_to(scores[:, :, None, None], (*scores.shape, 4, len(METRICS)))
     cases = tuple(f"case{index}" for index in range(scores.shape[1]))
     systems = Systems(2024, tuple(arm.title for arm in ARMS), cases, ("WT", "TC", "ET", "mean"), METRICS, values, {})
-    found = verdicts(systems, ARMS, "original")
+    found = verdicts(systems, ARMS)
     return {(v.question.system.name, v.question.against.name): v for v in found}
 
 

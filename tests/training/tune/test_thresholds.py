@@ -23,7 +23,7 @@ from training.tune.thresholds import (
     Scorer,
     choice_of,
     honest_gains,
-    paint,
+    label_map,
     score_systems,
     select,
     tables_of,
@@ -31,8 +31,7 @@ from training.tune.thresholds import (
 )
 from training.workers import open_workers
 
-SMOKE = load_config(Path(__file__).resolve().parents[3] / "training" / "configs" / "smoke.yaml")
-CONFIG = replace(SMOKE, tuning=replace(SMOKE.tuning, forms=("original",)))
+CONFIG = load_config(Path(__file__).resolve().parents[3] / "training" / "configs" / "smoke.yaml")
 
 
 def reference(enhancing: bool = True):
@@ -50,11 +49,11 @@ def probabilities(labels, inside=0.95):
 
 def scenes(predictions, references=None):
     references = references or [reference()] * len(predictions)
-    copies = [
-        OutOfFold(f"case{index}__original", "original", index % 5, truth, {"nnunet": p, "mednext": p})
+    cases = [
+        OutOfFold(f"case{index}", index % 5, truth, {"nnunet": p, "mednext": p})
         for index, (p, truth) in enumerate(zip(predictions, references, strict=True))
     ]
-    return Scorer(copies, predictions, 2024)
+    return Scorer(cases, predictions, 2024)
 
 
 def with_specks():
@@ -141,7 +140,7 @@ def test_the_honest_gain_is_the_difference_on_held_out_folds():
     assert gains["regions"] == gains["ratio"] == 0
 
 
-def test_copies_of_one_fold_show_no_gain():
+def test_cases_of_one_fold_show_no_gain():
     scorer = scenes([with_specks()])
     selection = select(scorer, [0], GROUPS)
     assert selection.choice == Choice()
@@ -216,11 +215,11 @@ def test_the_foreseen_effect_is_that_of_refinement(smallest, ratio):
     from inference.bundle.tables import Thresholds
     from inference.refine.postprocess import relabel_by_ratio, remove_components
 
-    painted = paint(with_specks(), (0.5, 0.5, 0.5))
+    before = label_map(with_specks(), (0.5, 0.5, 0.5))
     thresholds = Thresholds({"NCR": 0.0, "ED": smallest, "ET": smallest}, ratio)
-    cleaned, removed = remove_components(painted.labels, (1, 1, 1), thresholds.smallest_component_mm3)
+    cleaned, removed = remove_components(before.labels, (1, 1, 1), thresholds.smallest_component_mm3)
     counts = [removed[label].components for label in ("NCR", "ED", "ET")]
-    assert painted.effect(thresholds) == (*counts, relabel_by_ratio(cleaned, ratio)[2])
+    assert before.effect(thresholds) == (*counts, relabel_by_ratio(cleaned, ratio)[2])
 
 
 def test_scores_are_those_of_the_official_definition():
@@ -235,9 +234,8 @@ def test_scores_are_those_of_the_official_definition():
 def test_a_region_that_no_case_has_is_without_dice():
     labels = reference(enhancing=False)
     scorer = scenes([probabilities(labels)] * 2, [labels] * 2)
-    scores = score_systems(CONFIG, scorer.copies, scorer, tune_all(scorer, ["ratio"]))
+    scores = score_systems(CONFIG, scorer.cases, scorer, tune_all(scorer, ["ratio"]))
     assert json.dumps(scores, allow_nan=False)
-    for forms in scores.values():
-        found = forms["original"]
+    for found in scores.values():
         assert found["ET"] == {"cases_with_region": 0, "lesionwise_dice_2023": 1, "lesionwise_dice_2024": 1, "cases": 2}
         assert (found["WT"]["dice"], found["WT"]["cases_with_region"]) == (1, 2)
