@@ -89,7 +89,7 @@ def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
 
 def test_table_3_holds_the_means_of_the_scores(finished, report):
     scores = json.loads((finished[1] / "report" / "scores" / "2024" / "nnunet.json").read_text())
-    table = tables(report, "arms")["Table 3: cases as they are, lesion-wise, edition 2024"]
+    table = tables(report, "arms")["Table 3: lesion-wise, edition 2024"]
     row = next(row for row in table["rows"] if row[0] == "nnU-Net alone")
     cell = row[table["header"].index("TC Dice")]
     mean, deviation = scores["mean"]["TC"]["lesionwise_dice"], scores["std"]["TC"]["lesionwise_dice"]
