@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.store import load_bundle
+from inference.case import System, open_system
 from inference.errors import FolderError
 from inference.intake.cases import CaseListing, find_cases
 from inference.machine import available_threads, give_memory_back
-from inference.pipeline import System, prepare_system
 from inference.settings import EMBEDDED, ENGINES, PROFILES
 
 GB: Final = 1e9
@@ -50,7 +50,7 @@ def open_limited(arguments: argparse.Namespace) -> System:
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     bundle = load_bundle(arguments.bundle)
     models = tuple(replace(model, folds=model.folds[: arguments.networks]) for model in bundle.models)
-    return prepare_system(
+    return open_system(
         replace(bundle, models=models),
         profile=arguments.profile,
         engine=arguments.engine,

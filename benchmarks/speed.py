@@ -19,10 +19,11 @@ from pathlib import Path
 from statistics import mean
 
 from benchmarks.measuring import GB, add_system_arguments, cases_in, open_limited, positive, tell
+from inference.case import System
+from inference.cohort import CohortSettings, segment_folder
 from inference.errors import ExitStatus, UsageError
 from inference.intake.cases import Case, CaseListing
 from inference.machine import library_versions
-from inference.pipeline import Destination, FolderSettings, System, segment_folder
 from inference.report.record import CaseRecord
 
 _LOG = logging.getLogger(__name__)
@@ -69,7 +70,7 @@ def measure(system: System, listing: CaseListing, threads: int) -> dict[str, obj
         _LOG.info("%s: %s, %s", record.id, record.status, steps)
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        outcome = segment_folder(listing, system, FolderSettings(Destination(Path(scratch)), "stop"), report)
+        outcome = segment_folder(listing, system, CohortSettings(Path(scratch), on_error="stop"), report)
     if outcome.interrupted or not cases:
         raise UsageError(f"not measured: ended by {outcome.interrupted}")
     wall, processor = cases[-1].over_at, time.process_time() - processor

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import os
 import platform
-import signal
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from inference.arguments import (
@@ -27,14 +24,16 @@ from inference.arguments import (
     parse_arguments,
 )
 from inference.console import Console
-from inference.errors import ExitStatus, FolderError, GliomaError, no_module
-from inference.machine import Machine, give_memory_back, library_versions, look_around
-from inference.preflight import preflight
+from inference.errors import ExitStatus, FolderError, GliomaError, UsageError, no_module
+from inference.machine import describe_machine, give_memory_back, library_versions, look_around
+from inference.signals import Signals
 
 if TYPE_CHECKING:
     from inference.bundle.manifest import Manifest
+    from inference.case import System
+    from inference.cohort import Outcome
     from inference.intake.cases import CaseListing
-    from inference.pipeline import FolderOutcome, System
+    from inference.machine import Machine
     from inference.report.record import CaseRecord, RunRecord
 
 log = logging.getLogger(__name__)
@@ -43,10 +42,14 @@ log = logging.getLogger(__name__)
 def main(words: Sequence[str] | None = None) -> int:
     """Do what the words of the command line say; returns the exit status (:class:`inference.errors.ExitStatus`)."""
     begin = time.perf_counter()
-    words = sys.argv[1:] if words is None else words
+    signals, is_program, words = Signals(), words is None, sys.argv[1:] if words is None else words
     with Console.attached() as console:
         try:
-            return _dispatch(parse_arguments(words), tuple(words), console, begin)
+            arguments = parse_arguments(words)
+            if not isinstance(arguments, InferArguments):
+                return _answer(arguments)
+            with signals.answered(last=is_program):
+                return _infer(arguments, tuple(words), console, signals, begin)
         except GliomaError as error:
             log.error("error: %s", error)
         except KeyboardInterrupt as stop:
@@ -63,40 +66,19 @@ def main(words: Sequence[str] | None = None) -> int:
         return ExitStatus.NOTHING_ATTEMPTED
 
 
-def _dispatch(arguments: Arguments, words: tuple[str, ...], console: Console, begin: float) -> int:
-    if isinstance(arguments, InferArguments):
-        with _terminable():
-            return _infer(arguments, words, console, begin)
+def _answer(arguments: Arguments) -> int:
     if isinstance(arguments, InfoArguments):
         return _info(arguments)
     if isinstance(arguments, CheckArguments):
         return _check(arguments)
     if isinstance(arguments, MergeArguments):
         return _merge(arguments)
+    assert isinstance(arguments, ExplainArguments)
     return _explain(arguments)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Within, SIGTERM is a KeyboardInterrupt that says so, once; where signals cannot be handled, nothing changes."""
-
-    def interrupt(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raise KeyboardInterrupt("SIGTERM")
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, begin: float) -> int:
-    """Everything that can be wrong before a case is read is looked at first, the cheapest first."""
+def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, signals: Signals, begin: float) -> int:
+    """Look at everything that can be wrong before a case is read, the cheapest first; then segment the folder."""
     if arguments.ignored:
         log.warning("ignored: unknown options %s", ", ".join(map(repr, arguments.ignored)))
     give_memory_back()
@@ -104,65 +86,73 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     threads = arguments.threads or machine.threads
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    from inference.folders import RecordFile, keep_apart, keep_out, prepare_folder
+    listing = _prepare_folders(arguments)
+    from inference.case import open_system
+    from inference.cohort import CohortSettings, segment_folder, shard_of
+    from inference.report.recorder import RecordFile
 
-    further = {
-        "report": arguments.report,
-        "probabilities": arguments.probabilities,
-        "uncertainty": arguments.uncertainty,
-    }
-    wanted = {f"--{option}": folder for option, folder in further.items() if folder is not None}
-    keep_apart(wanted, {"cases": arguments.data_path})
-    keep_out(wanted | ({"--record": arguments.record.parent} if arguments.record else {}), arguments.output_path)
-    listing = _list_cases(arguments.data_path, (arguments.output_path, *wanted.values()))
-    for folder in (arguments.output_path, *wanted.values()):
-        prepare_folder(folder)
     recorder = RecordFile(arguments.record)
-    from inference.pipeline import Destination, FolderSettings, open_system, segment_folder, shard_of
-
     system = open_system(
-        arguments.bundle,
-        profile=arguments.profile,
-        engine=arguments.engine,
-        device=arguments.device,
-        threads=threads,
+        arguments.bundle, profile=arguments.profile, engine=arguments.engine, device=arguments.device, threads=threads
+    )
+    settings = CohortSettings(
+        labels=arguments.output_path,
+        report=arguments.report,
+        probabilities=arguments.probabilities,
+        uncertainty=arguments.uncertainty,
+        on_error=arguments.on_error,
+        resume=arguments.resume,
+        shard=arguments.shard,
     )
     recorder.begin(_describe_run(arguments, words, system, threads, time.perf_counter() - begin))
-    _preflight(machine, system, threads, {"label maps": arguments.output_path, "record": arguments.record, **further})
-    into = Destination(arguments.output_path, **further)
-    settings = FolderSettings(into, arguments.on_error, arguments.resume, arguments.shard)
-    total = len(shard_of([*listing.cases, *listing.problems], arguments.shard))
+    _say_what_runs(machine, system, threads, arguments)
 
-    def tell(case: CaseRecord) -> None:
+    def report(case: CaseRecord) -> None:
         recorder.add(case)
         console.case_done(case)
 
-    with console.progress(total) as advance:
-        outcome = segment_folder(listing, system, settings, tell, advance)
-    status = _conclude(outcome)
-    try:
-        recorder.end(outcome, status, time.perf_counter() - begin)
-        if arguments.report:
-            recorder.write_page(arguments.report)
-    except KeyboardInterrupt as stop:
-        log.error("ended by %s after the last case: record and page may not be up to date", str(stop) or "SIGINT")
+    # From here on signals are noted, and the run comes to its end in good order.
+    signals.at_once = False
+    if name := signals.first():
+        raise KeyboardInterrupt(name)
+    with console.progress(len(shard_of([*listing.cases, *listing.problems], arguments.shard))) as progress:
+        outcome = segment_folder(listing, system, settings, report, progress=progress, ended_by=signals.first)
+    status = _sum_up(outcome)
+    recorder.end(outcome.cases, outcome.interrupted, status, time.perf_counter() - begin)
+    if arguments.report:
+        recorder.write_page(arguments.report)
     return status
 
 
-def _list_cases(folder: Path, ignored: Collection[Path]) -> CaseListing:
-    """The cases of the input folder; FolderError, which names the option where there is no such folder."""
+def _prepare_folders(arguments: InferArguments) -> CaseListing:
+    """Find the cases, and make the folders of the results; UsageError or FolderError where one is out of place."""
+    from inference.files import is_inside, prepare_folder
     from inference.intake.cases import find_cases
 
+    cases, labels = arguments.data_path, arguments.output_path
+    wanted = {f"--{option}": getattr(arguments, option) for option in ("report", "probabilities", "uncertainty")}
+    wanted = {option: folder for option, folder in wanted.items() if folder is not None}
+    for option, folder in wanted.items():
+        if folder.resolve() == cases.resolve():
+            raise UsageError(f"{option}: {folder} is the folder of the cases, expected one of its own")
+    for option, folder in (wanted | ({"--record": arguments.record.parent} if arguments.record else {})).items():
+        if folder.resolve() == labels.resolve():
+            raise UsageError(f"{option}: {folder} is the folder of the label maps, expected one of its own")
+        if is_inside(folder, labels):  # organisers read all of it
+            raise UsageError(f"{option}: {folder} lies in the folder of the label maps, expected one outside of it")
     try:
-        return find_cases(folder, ignored=ignored)
+        listing = find_cases(cases, ignored=(labels, *wanted.values()))
     except FolderError as error:
-        if os.path.isdir(folder):  # noqa: PTH112 (never raises)
+        if os.path.isdir(cases):  # noqa: PTH112 (never raises)
             raise
         # Whoever called without arguments, or misspelt the folder, learns how to name it.
         raise FolderError(f"{error}; --data_path names the folder of the cases (see --help)") from error
+    for folder in (labels, *wanted.values()):
+        prepare_folder(folder)
+    return listing
 
 
-def _conclude(outcome: FolderOutcome) -> ExitStatus:
+def _sum_up(outcome: Outcome) -> ExitStatus:
     """The exit status, and one line that sums up."""
     written = sum(case.written for case in outcome.cases)
     text = f"{written} of {len(outcome.cases)} cases written"
@@ -198,15 +188,20 @@ def _describe_run(
     )
 
 
-def _preflight(machine: Machine, system: System, threads: int, places: Mapping[str, Path | None]) -> None:
+def _say_what_runs(machine: Machine, system: System, threads: int, arguments: InferArguments) -> None:
     """One line about what runs, and one for each thing that it runs on."""
     manifest = system.bundle.manifest
-    log.info(
-        "bundle %s %s, profile %s, %s",
-        manifest.name, manifest.version, system.profile.value, system.engine.description,
-    )  # fmt: skip
+    description = f"profile {system.profile.value}, {system.engine.description}"
+    log.info("bundle %s %s, %s", manifest.name, manifest.version, description)
+    places = {
+        "label maps": arguments.output_path,
+        "record": arguments.record,
+        "report": arguments.report,
+        "probabilities": arguments.probabilities,
+        "uncertainty": arguments.uncertainty,
+    }
     wanted = {what: place for what, place in places.items() if place is not None}
-    for line in preflight(machine, system.engine.device, threads, wanted):
+    for line in describe_machine(machine, system.engine.device, threads, wanted):
         log.log(logging.WARNING if line.off else logging.INFO, "%s%s", "warning: " * line.off, line.text)
 
 
@@ -253,7 +248,7 @@ def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine)
 
 
 def _check(arguments: CheckArguments) -> int:
-    from inference.pipeline import open_system
+    from inference.case import open_system
 
     system = open_system(arguments.bundle, device="cpu")
     manifest = system.bundle.manifest
@@ -273,8 +268,7 @@ def _explain(arguments: ExplainArguments) -> int:
 
 
 def _merge(arguments: MergeArguments) -> int:
-    from inference.files import write_whole
-    from inference.folders import prepare_folder
+    from inference.files import prepare_folder, write_whole
     from inference.report.merging import all_written, merge_records, summary_line
     from inference.report.record import read_record, render_value
 

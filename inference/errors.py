@@ -4,6 +4,18 @@ from __future__ import annotations
 
 import sys
 from enum import IntEnum
+from typing import Final
+
+_SIGNS_OF_NO_MEMORY: Final = (
+    "allocate memory",
+    "bad_alloc",
+    "alloc_failed",
+    "out of memory",
+    "can't start new thread",
+    "failed to map segment",
+)
+"""What libraries say, in errors of any type, where the system or the GPU gives them no memory. The last two are threads
+and libraries that find no room."""
 
 
 class ExitStatus(IntEnum):
@@ -56,3 +68,17 @@ class CaseError(GliomaError):
         """What would have been accepted."""
         details = [f"found {found}"] * bool(found) + [f"expected {expected}"] * bool(expected)
         super().__init__(f"{case}: {problem}" + (f" ({', '.join(details)})" if details else ""))
+
+
+def reason(error: Exception, case: str) -> str:
+    """Why a case failed, in one line that does not repeat its ID."""
+    text = " ".join(str(error).split())
+    if isinstance(error, GliomaError):
+        return text.removeprefix(f"{case}: ")
+    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
+        if "cuda" in text.lower() or "cublas" in text.lower():
+            return "out of GPU memory: close what else uses it, or choose --device cpu"
+        return "out of memory: close other programs, or use a machine with more"
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"unexpected {type(error).__name__}: {text[:300]}"

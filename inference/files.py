@@ -71,6 +71,22 @@ def whole_file(path: Path) -> Iterator[Path]:
             raise
 
 
+def prepare_folder(folder: Path) -> None:
+    """Make a folder if it is not there and make sure that it takes files; FolderError where it does not."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise FolderError(f"{printable(str(folder))}: cannot be written to (it is a file, not a folder)") from error
+    except OSError as error:
+        raise FolderError(f"{printable(str(folder))}: cannot be created ({error.strerror or error})") from error
+    try:
+        # An unnamed file: nobody who watches the folder sees the attempt.
+        os.close(os.open(folder, os.O_TMPFILE | os.O_WRONLY))
+    except OSError as error:
+        if error.errno not in _NO_UNNAMED or not os.access(folder, os.W_OK | os.X_OK):
+            raise FolderError(f"{printable(str(folder))}: cannot be written to ({error.strerror or error})") from error
+
+
 def check_replaceable(path: Path) -> None:
     """Refuse to write where something is that is no regular file (FolderError).
 

@@ -1,16 +1,18 @@
-"""What this machine offers, told without importing anything that computes."""
+"""What this machine offers, found out without importing anything that computes."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 _LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "pyradiomics", "safetensors", "connected-components-3d")
+LITTLE_MEMORY_GIB: Final = 3.0
+"""Below this a scan of the usual size may not fit."""
 _GIB = 2**30
 _MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
@@ -20,7 +22,7 @@ _Parsed = TypeVar("_Parsed")
 
 @dataclass(frozen=True)
 class Machine:
-    """What runs here."""
+    """Processors, memory, and what is installed."""
 
     threads: int
     """Processor cores that this process may use: affinity, cgroup quota, `OMP_NUM_THREADS`."""
@@ -56,6 +58,47 @@ def look_around() -> Machine:
         driver=_driver(Path("/proc/driver/nvidia/version")),
         libraries=library_versions(),
     )
+
+
+class Line(NamedTuple):
+    """One line of the log."""
+
+    off: bool
+    """Whether it is a warning."""
+    text: str
+    """What it says."""
+
+
+def describe_machine(machine: Machine, device: str, threads: int, places: Mapping[str, Path]) -> Iterator[Line]:
+    """The lines about device, memory, threads and the `places` that are written to, by what is written there.
+
+    `device` is where the networks run (`cpu`, `cuda:0`), `threads` how many cores they may use.
+    """
+    gpus = ", ".join(machine.gpus)
+    if device != "cpu":
+        yield Line(False, f"device: {device} of {gpus or 'the GPUs'}, driver {machine.driver or 'unknown'}")
+    elif gpus:
+        yield Line(True, f"runs on the CPU although there is a GPU ({gpus}, driver {machine.driver})")
+    else:
+        yield Line(False, "device: the CPU, no GPU is seen")
+    yield _memory_line(machine)
+    if threads > machine.threads:
+        yield Line(True, f"{threads} threads where {machine.threads} cores may be used: they will wait for each other")
+    else:
+        yield Line(False, f"threads: {threads} on {machine.cores} cores")
+    yield Line(False, "writes: " + ", ".join(f"{what} to {place}" for what, place in places.items()))
+    if machine.scratch is None:
+        yield Line(True, "no folder for temporary files (TMPDIR, /tmp) can be written to: pictures may not come about")
+
+
+def _memory_line(machine: Machine) -> Line:
+    if machine.memory_gib is None:
+        return Line(False, "memory: unknown")
+    limited = machine.machine_memory_gib is not None and machine.memory_gib < machine.machine_memory_gib
+    whose = f" of the machine's {machine.machine_memory_gib}, by the container's limit" * limited
+    if machine.memory_gib < LITTLE_MEMORY_GIB:
+        return Line(True, f"only {machine.memory_gib} GiB of memory may be used{whose}, which may not do")
+    return Line(False, f"memory: {machine.memory_gib} GiB{whose}")
 
 
 def library_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -12,10 +13,12 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from inference.case import System, describe, open_system, segment
 from inference.errors import UsageError
 from inference.intake.cases import Case
+from inference.intake.geometry import Geometry
+from inference.intake.scan import read_scan
 from inference.labels import SEQUENCES
-from inference.pipeline import Destination, System, open_system, segment_case, walk_to_end
 from inference.report.record import CaseRecord
 from inference.settings import EMBEDDED, EngineChoice, ProfileChoice
 
@@ -71,15 +74,17 @@ class Segmenter:
 
         `case` is what errors and the record call it. Raises CaseError for what is wrong with the scans.
         """
+        begin = time.perf_counter()
         given = dict(zip(SEQUENCES, (t1n, t1c, t2w, t2f), strict=True))
         with tempfile.TemporaryDirectory() as scratch:
-            folder = Path(scratch)
-            paths = {name: _as_file(sequence, name, folder) for name, sequence in given.items()}
-            record = walk_to_end(segment_case(Case(case, paths), self._system, Destination(folder)))
-            written = nib.load(folder / f"{case}.nii.gz")
-            labels = np.asarray(written.dataobj, np.uint8)
-        image = nib.Nifti1Image(labels, written.affine, written.header)
-        return Segmentation(labels, written.affine, image, replace(record, output=None))
+            paths = {name: _as_file(sequence, name, Path(scratch)) for name, sequence in given.items()}
+            scan = read_scan(Case(case, paths))
+        read = time.perf_counter()
+        result = segment(scan, self._system)
+        seconds = {"read": round(read - begin, 3), "segment": round(time.perf_counter() - read, 3)}
+        image = _as_image(result.labels, scan.geometry, self._system.stamp)
+        record = replace(describe(scan, result), seconds=seconds)
+        return Segmentation(np.asarray(image.dataobj), image.affine, image, record)
 
 
 def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
@@ -95,3 +100,13 @@ def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
     if isinstance(sequence, np.ndarray):
         raise UsageError(f"{name}: an array needs its affine: pass (array, affine)")
     return Path(sequence)
+
+
+def _as_image(labels: NDArray[np.uint8], geometry: Geometry, stamp: str) -> nib.Nifti1Image:
+    """Labels (X, Y, Z; canonical RAS) as the image that would be read back from their file."""
+    header = geometry.new_header()
+    header["descrip"] = stamp.encode()
+    stored = geometry.from_canonical(labels)
+    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
+    image = kind.from_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
+    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)

@@ -335,7 +335,7 @@ def test_a_device_that_fails_is_one_line(
     def broken(*_: object, **__: object) -> object:
         raise DeviceError("device cuda: compute capability 12.1, but this torch is built for 80, 90")
 
-    monkeypatch.setattr("inference.pipeline.open_engine", broken)
+    monkeypatch.setattr("inference.case.open_engine", broken)
     assert infer(cases, tiny_bundle) == 2
     assert capsys.readouterr().err.startswith("error: device cuda: compute capability 12.1")
 

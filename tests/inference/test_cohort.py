@@ -1,129 +1,506 @@
-"""The cohort's graph with a stand-in for the program: what it is called with, and what becomes of its exit statuses."""
+"""Folders of cases: overlap, isolation, resuming, interruption."""
 
 from __future__ import annotations
 
-import itertools
-import json
-import subprocess
-import sys
+import errno
+import gzip
+import os
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 
-from inference.report.record import RECORD_SCHEMA, read_record
+from inference import case as walk
+from inference import cohort
+from inference.case import EMPTY_TUMOUR, System, open_system, segment
+from inference.cohort import CohortSettings, Outcome, segment_folder, shard_of
+from inference.errors import BundleError
+from inference.intake.cases import Case, find_cases
+from inference.intake.label_map import read_stamp
+from inference.intake.scan import read_scan
+from inference.report.record import CaseRecord
+from training.data.phantoms import make_phantom, write_phantom
 
-pytest.importorskip("snakemake")
-
-ROOT = Path(__file__).resolve().parents[2]
-
-# Does as `fate.json` says of its shard, and writes down what it was called with; `merge` is the real one.
-PROGRAM = """\
-import json, pathlib, sys, time
-
-words = sys.argv[1:]
-if words[0] == "merge":
-    sys.path.insert(0, {root!r})
-    from inference.cli import main
-    sys.exit(main(words))
-value = lambda option: words[words.index(option) + 1] if option in words else None
-here, shard, begin = pathlib.Path(__file__).parent, value("--shard"), time.time()
-fate = json.loads((here / "fate.json").read_text()).get(shard, "ok")
-time.sleep({seconds})
-with (here / "calls").open("a") as calls:
-    calls.write(json.dumps([shard, value("--device"), begin, time.time()]) + chr(10))
-status = {{"ok": 0, "failed": 1, "cut": 1, "broken": 2}}[fate]
-if fate != "broken":
-    run = {{"schema": {schema}, "bundle": {{"sha256": "a"}}, "profile": "fast", "started": "x", "seconds": 1.0,
-            "exit_status": status, "interrupted": "SIGTERM" if fate == "cut" else None}}
-    case = {{"id": "case-" + shard[0], "status": "failed" if fate == "failed" else "ok", "resumed": False}}
-    record = pathlib.Path(value("--record"))
-    record.parent.mkdir(exist_ok=True)
-    record.write_text(json.dumps({{"run": run, "cases": [case]}}))
-sys.exit(status)
-"""
+IDS = ["P-00001-000", "P-00002-000", "P-00003-000"]
 
 
-class Cohort:
-    """A cohort beside its program."""
-
-    def __init__(self, folder: Path, *, seconds: float = 0) -> None:
-        self.folder = folder
-        (folder / "in put").mkdir()
-        (folder / "program.py").write_text(PROGRAM.format(root=str(ROOT), schema=RECORD_SCHEMA, seconds=seconds))
-
-    def run(self, *settings: str, fate: dict[str, str] | None = None, cores: int = 1) -> tuple[int, str]:
-        """Exit status and words of Snakemake, called from the cohort's folder."""
-        (self.folder / "fate.json").write_text(json.dumps(fate or {}))
-        program = f"program={sys.executable} {self.folder}/program.py"
-        words = [sys.executable, "-m", "snakemake", "-s", ROOT / "inference" / "Snakefile", "--cores", str(cores)]
-        config = [
-            "--keep-going",
-            "--config",
-            "input=in put",
-            "output=out",
-            "work=my work",
-            "threads=1",
-            program,
-            *settings,
-        ]
-        done = subprocess.run([*words, *config], cwd=self.folder, capture_output=True, text=True, check=False)
-        return done.returncode, done.stdout + done.stderr
-
-    def calls(self) -> list[list]:
-        """Shard, device, begin and end of every call so far."""
-        return [json.loads(line) for line in (self.folder / "calls").read_text().splitlines()]
+@pytest.fixture(scope="module")
+def system(tiny_bundle: Path) -> System:
+    return open_system(tiny_bundle, engine="torch", device="cpu", threads=1)
 
 
-def test_a_failed_case_is_told_and_a_broken_shard_is_done_when_called_again(tmp_path):
-    cohort = Cohort(tmp_path)
-    status, told = cohort.run("shards=3", fate={"1/3": "broken", "2/3": "failed"})
-    assert status == 1
-    assert "1 of 3 shards are not done" in told
-    assert f"{tmp_path}/my work/logs/1-of-3.log" in told
-    assert not (tmp_path / "my work" / "record.json").exists()
-    before = len(cohort.calls())
-    assert sorted(call[0] for call in cohort.calls()) == ["1/3", "1/3", "2/3", "3/3"]
-    status, told = cohort.run("shards=3")
-    assert status == 0
-    assert [call[0] for call in cohort.calls()[before:]] == ["1/3"]
-    assert "3 cases: 2 ok, 0 repaired, 1 failed: case-2" in told
-    assert [case["id"] for case in read_record(tmp_path / "my work" / "record.json")["cases"]] == [
-        "case-1",
-        "case-2",
-        "case-3",
-    ]
-    assert not list((tmp_path / "in put").iterdir())
+@pytest.fixture
+def cases(phantom_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the phantoms that a test may spoil."""
+    return Path(shutil.copytree(phantom_folder, tmp_path / "cases"))
 
 
-def test_a_shard_that_was_cut_short_is_not_done(tmp_path):
-    cohort = Cohort(tmp_path)
-    status, _ = cohort.run("shards=1", fate={"1/1": "cut"})
-    assert status == 1
-    assert "the run was ended by SIGTERM" in (tmp_path / "my work" / "logs" / "1-of-1.log").read_text()
+@pytest.fixture
+def output(tmp_path: Path) -> Path:
+    folder = tmp_path / "output"
+    folder.mkdir()
+    return folder
 
 
-def test_every_gpu_has_one_shard_at_a_time(tmp_path):
-    cohort = Cohort(tmp_path, seconds=0.7)
-    status, told = cohort.run("shards=4", "gpus=2", cores=3)
-    assert status == 0, told
-    calls = sorted(cohort.calls(), key=lambda call: call[2])
-    assert {call[1] for call in calls} == {"cuda:0", "cuda:1"}
-    for device in ("cuda:0", "cuda:1"):
-        turns = [call[2:] for call in calls if call[1] == device]
-        assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(turns))
+def run(cases: Path, output: Path, system: System, **settings: object) -> tuple[Outcome, list[CaseRecord]]:
+    told: list[CaseRecord] = []
+    chosen = CohortSettings(output, **settings)  # type: ignore[arg-type]
+    return segment_folder(find_cases(cases), system, chosen, told.append), told
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def canonical(path: Path) -> np.ndarray:
+    return np.asarray(nib.as_closest_canonical(nib.load(path)).dataobj)
+
+
+def test_every_case_becomes_one_label_map_where_its_t1n_lies(cases: Path, output: Path, system: System) -> None:
+    outcome, told = run(cases, output, system)
+    assert [case.id for case in outcome.cases] == IDS == [case.id for case in told]
+    assert outcome.interrupted is None
+    assert names(output) == [f"{case}.nii.gz" for case in IDS]
+    for case in outcome.cases:
+        assert case.status == "ok", case.error
+        image, t1n = (nib.load(path) for path in (case.output, cases / case.id / f"{case.id}-t1n.nii.gz"))
+        assert image.shape == t1n.shape
+        assert image.get_data_dtype() == np.uint8
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        for form in ("qform", "sform"):
+            assert image.header[f"{form}_code"] == t1n.header[f"{form}_code"]
+        labels = np.asarray(image.dataobj)
+        assert set(np.unique(labels)) <= {0, 1, 2, 3}
+        assert case.volumes_ml is not None
+        assert case.volumes_ml["WT"] == pytest.approx(np.count_nonzero(labels) / 1000)
+        assert set(case.seconds) == {"read", "predict", "refine", "write", "draw"}
+        assert read_stamp(Path(str(case.output))) == system.stamp
+
+
+def test_the_orientation_on_disk_does_not_change_the_result(output: Path, tmp_path: Path, system: System) -> None:
+    phantom = make_phantom(5, (32, 36, 40))
+    for orientation in ("RAS", "LPI", "ASR"):
+        write_phantom(tmp_path / "cases", orientation, phantom, orientation)
+    run(tmp_path / "cases", output, system)
+    first, *others = (canonical(output / f"{orientation}.nii.gz") for orientation in ("RAS", "LPI", "ASR"))
+    assert first.any()
+    for other in others:
+        np.testing.assert_array_equal(first, other)
+
+
+def test_sequences_are_told_apart(cases: Path, output: Path, system: System) -> None:
+    paths = find_cases(cases).cases[0].paths
+    swapped = paths | {"t1c": paths["t2f"], "t2f": paths["t1c"]}
+    right, wrong = (segment(read_scan(Case("P", files)), system).labels for files in (paths, swapped))
+    assert (right != wrong).any()
+
+
+def spoil(cases: Path) -> None:
+    """The first case truncated, the second without its t1c."""
+    truncate(cases / IDS[0] / f"{IDS[0]}-t2w.nii.gz")
+    (cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz").unlink()
+
+
+def test_a_failed_case_is_named_and_the_others_go_on(cases: Path, output: Path, system: System) -> None:
+    spoil(cases)
+    outcome, _ = run(cases, output, system)
+    assert [case.status for case in outcome.cases] == ["failed", "failed", "ok"]
+    assert "t2w.nii.gz" in str(outcome.cases[0].error)
+    assert "missing t1c" in str(outcome.cases[1].error)
+    assert not str(outcome.cases[1].error).startswith(IDS[1])
+    assert names(output) == [f"{IDS[2]}.nii.gz"]
+
+
+def test_failed_cases_get_an_empty_file_where_that_is_wanted(cases: Path, output: Path, system: System) -> None:
+    spoil(cases)
+    outcome, _ = run(cases, output, system, on_error="empty")
+    assert [case.status for case in outcome.cases] == ["empty", "empty", "ok"]
+    assert "missing t1c" in str(outcome.cases[1].error)
+    assert all(case.written for case in outcome.cases)
+    for case in IDS[:2]:
+        image, t1n = nib.load(output / f"{case}.nii.gz"), nib.load(cases / case / f"{case}-t1n.nii.gz")
+        assert not np.asarray(image.dataobj).any()
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        assert image.shape == t1n.shape
+
+
+def test_a_case_without_one_readable_header_gets_an_empty_file_too(cases: Path, output: Path, system: System) -> None:
+    for path in (cases / IDS[0]).iterdir():
+        path.write_bytes(b"nothing")
+    outcome, _ = run(cases, output, system, on_error="empty")
+    assert outcome.cases[0].status == "empty"
+    assert nib.load(output / f"{IDS[0]}.nii.gz").shape == (240, 240, 155)
+
+
+def test_the_first_failure_ends_the_run_where_that_is_wanted(cases: Path, output: Path, system: System) -> None:
+    truncate(cases / IDS[1] / f"{IDS[1]}-t1n.nii.gz")
+    outcome, told = run(cases, output, system, on_error="stop")
+    assert [case.status for case in outcome.cases] == ["ok", "failed", "failed"]
+    assert outcome.interrupted == f"the failure of {IDS[1]}"
+    assert "dropped after" in str(outcome.cases[2].error)
+    assert [case.id for case in told] == IDS[:2]
+    assert names(output) == [f"{IDS[0]}.nii.gz"]
+
+
+def raises(error: BaseException) -> Callable[..., object]:
+    def fail(*_: object, **__: object) -> object:
+        raise error
+
+    return fail
 
 
 @pytest.mark.parametrize(
-    ("setting", "words"),
+    "failure",
     [
-        ("shards=0", "shards: found 0, expected a whole number of at least 1"),
-        ("shads=4", "shads: unknown"),
-        ("input=nowhere", "nowhere is not a folder"),
-        ("work=out/work", "out/work lies in"),
+        ("predict", MemoryError(), "out of memory"),
+        ("predict", BundleError("network does not fit"), "network does not fit"),
+        ("write_labels", OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/out"), "/out: No space left on device"),
+        ("refine", ValueError("no\nsuch thing"), "unexpected ValueError: no such thing"),
+        ("read_scan", RecursionError("deep"), "unexpected RecursionError: deep"),
+        ("predict", RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory: close"),
+        ("predict", RuntimeError("Check failed: std::bad_alloc"), "out of memory: close"),
+        ("refine", ImportError("lib.so: failed to map segment from shared object"), "out of memory: close"),
+        ("read_scan", RuntimeError("can't start new thread"), "out of memory: close"),
+        ("read_scan", OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), "out of memory: close"),
+        ("predict", RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB"), "out of GPU memory: close"),
+        ("predict", RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"), "out of GPU memory: close"),
     ],
 )
-def test_what_is_wrong_is_said_before_a_job_is_begun(tmp_path, setting, words):
-    status, told = Cohort(tmp_path).run(setting)
-    assert status == 1
-    assert words in told
-    assert not (tmp_path / "calls").exists()
+def test_whatever_fails_is_the_cases_own_and_one_line(
+    cases: Path, system: System, monkeypatch: pytest.MonkeyPatch, failure: tuple[str, Exception, str]
+) -> None:
+    step, error, complaint = failure
+    monkeypatch.setattr(walk if step in ("predict", "refine") else cohort, step, raises(error))
+    outcome, _ = run(cases, cases.parent, system)
+    assert [case.status for case in outcome.cases] == ["failed"] * 3
+    assert all(complaint in str(case.error) and "\n" not in str(case.error) for case in outcome.cases)
+
+
+def test_an_empty_tumour_is_a_warning(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(walk, "labels_from_regions", lambda array, _: np.zeros(array.shape[1:], np.uint8))
+    outcome, _ = run(cases, output, system)
+    assert all(EMPTY_TUMOUR in case.warnings and case.status == "ok" for case in outcome.cases)
+
+
+def test_resuming_leaves_good_results_alone_and_makes_the_others_again(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, _ = run(cases, output, system)
+    files = {path: path.read_bytes() for path in output.iterdir()}
+    truncate(output / f"{IDS[1]}.nii.gz")
+    again, _ = run(cases, output, system, resume=True)
+    assert [case.resumed for case in again.cases] == [True, False, True]
+    assert {path: path.read_bytes() for path in output.iterdir()} == files
+    assert [case.volumes_ml for case in again.cases] == [case.volumes_ml for case in before.cases]
+    monkeypatch.setattr(walk, "predict", raises(AssertionError("predicted again")))
+    third, _ = run(cases, output, system, resume=True)
+    assert all(case.resumed for case in third.cases)
+
+
+def other_geometry(path: Path) -> None:
+    image = nib.load(path)
+    image.header.set_sform(np.diag([2.0, 1, 1, 1]), 1)
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def other_bundle(path: Path) -> None:
+    image = nib.load(path)
+    image.header["descrip"] = b"0123456789abcdef fast tiny"
+    nib.save(nib.Nifti1Image(np.asarray(image.dataobj), None, image.header), path)
+
+
+def corrupt_inside(path: Path) -> None:
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-4] + bytes(4))
+
+
+def cut_voxels(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes())[:-10]))
+
+
+@pytest.mark.parametrize("damage", [other_geometry, other_bundle, corrupt_inside, cut_voxels, Path.unlink])
+def test_resuming_trusts_only_whole_results_of_this_bundle(
+    cases: Path, output: Path, system: System, damage: Callable[[Path], None]
+) -> None:
+    for case in IDS[1:]:
+        shutil.rmtree(cases / case)
+    run(cases, output, system)
+    result = output / f"{IDS[0]}.nii.gz"
+    good = result.read_bytes()
+    damage(result)
+    outcome, _ = run(cases, output, system, resume=True)
+    assert not outcome.cases[0].resumed
+    assert result.read_bytes() == good
+
+
+def test_resuming_tries_failed_cases_again(cases: Path, output: Path, system: System) -> None:
+    t1c = cases / IDS[0] / f"{IDS[0]}-t1c.nii.gz"
+    whole = t1c.read_bytes()
+    truncate(t1c)
+    assert run(cases, output, system, on_error="empty")[0].cases[0].status == "empty"
+    t1c.write_bytes(whole)
+    outcome, _ = run(cases, output, system, on_error="empty", resume=True)
+    assert [case.resumed for case in outcome.cases] == [False, True, True]
+    assert canonical(output / f"{IDS[0]}.nii.gz").any()
+
+
+def test_a_signal_drops_the_case_in_hand_and_finishes_the_one_before(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = walk.predict, []
+
+    def interrupted(*given: object, **named: object) -> object:
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt("SIGTERM")
+        return real(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(walk, "predict", interrupted)
+    outcome, told = run(cases, output, system, on_error="empty")
+    assert outcome.interrupted == "SIGTERM"
+    assert [case.status for case in outcome.cases] == ["ok", "failed", "failed"]
+    assert [case.id for case in told] == IDS[:1]
+    assert names(output) == [f"{IDS[0]}.nii.gz"]
+
+
+def test_reading_and_refining_overlap_with_prediction_and_stay_one_ahead(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, predicting, refined = (dict.fromkeys(range(3)) for _ in range(3))
+    for events in (read, predicting, refined):
+        events.update({index: threading.Event() for index in events})
+    homes = {"read_scan": cohort, "predict": walk, "refine": walk}
+    real = {name: getattr(home, name) for name, home in homes.items()}
+    counts = dict.fromkeys(real, 0)
+    read_by_then = []
+
+    def reading(case: Case) -> object:
+        scan = real["read_scan"](case)
+        read[IDS.index(case.id)].set()
+        return scan
+
+    def predict(*given: object, **named: object) -> object:
+        index = counts["predict"]
+        counts["predict"] += 1
+        predicting[index].set()
+        # The next case is read, and the last is refined, while this one is predicted: else these would wait for ever.
+        assert index == 2 or read[index + 1].wait(60)
+        assert index == 0 or refined[index - 1].wait(60)
+        read_by_then.append(sum(event.is_set() for event in read.values()))
+        return real["predict"](*given, **named)
+
+    def refine(*given: object, **named: object) -> object:
+        index = counts["refine"]
+        counts["refine"] += 1
+        assert index == 2 or predicting[index + 1].wait(60)
+        result = real["refine"](*given, **named)
+        refined[index].set()
+        return result
+
+    for name, fake in (("read_scan", reading), ("predict", predict), ("refine", refine)):
+        monkeypatch.setattr(homes[name], name, fake)
+    outcome, _ = run(cases, output, system)
+    assert [case.error for case in outcome.cases] == [None] * 3
+    assert read_by_then == [2, 3, 3]
+
+
+def test_no_thread_is_left_behind(cases: Path, output: Path, system: System) -> None:
+    run(cases, output, system)
+    before = threading.active_count()
+    run(cases, output, system)
+    assert threading.active_count() == before
+
+
+def test_shards_share_out_every_case_once() -> None:
+    items = list(range(11))
+    for parts in (1, 2, 3, 11, 20):
+        shards = [shard_of(items, (part, parts)) for part in range(1, parts + 1)]
+        assert sorted(item for shard in shards for item in shard) == items
+
+
+def test_a_shard_takes_its_cases_and_no_others(cases: Path, output: Path, system: System) -> None:
+    (cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz").unlink()
+    outcome, _ = run(cases, output, system, shard=(2, 3))
+    assert [(case.id, case.status) for case in outcome.cases] == [(IDS[1], "failed")]
+    assert not list(output.iterdir())
+
+
+def test_pictures_go_to_the_report_and_nowhere_else(cases: Path, output: Path, tmp_path: Path, system: System) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    outcome, _ = run(cases, output, system, report=report, shard=(1, 3))
+    assert not outcome.cases[0].warnings[1:]
+    assert names(report) == [f"{IDS[0]}.png", f"{IDS[0]}.slices.json"]
+    assert [path.name for path in output.iterdir()] == [f"{IDS[0]}.nii.gz"]
+
+
+def test_a_picture_that_cannot_be_written_is_a_warning(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    record = run(cases, output, system, report=tmp_path / "nowhere", shard=(1, 3))[0].cases[0]
+    assert record.status == "ok"
+    assert any("no picture" in warning for warning in record.warnings)
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("singular"), ImportError("no matplotlib"), MemoryError(), OSError(28, "full")]
+)
+def test_whatever_fails_in_drawing_costs_no_result(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    from inference.report import figures
+
+    monkeypatch.setattr(figures, "draw_case", raises(error))
+    outcome, _ = run(cases, output, system, report=cases.parent, on_error="empty", shard=(1, 3))
+    (case,) = outcome.cases
+    assert case.status == "ok"
+    assert any("no picture" in warning for warning in case.warnings)
+    assert canonical(output / f"{IDS[0]}.nii.gz").any()
+
+
+def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from inference.bundle.store import NewModel, load_bundle, write_bundle
+    from tests.inference.tiny import describe
+
+    models = []
+    for model in load_bundle(tiny_bundle).models:
+        networks = {fold: model.tensors(fold) for fold in model.folds}
+        models.append(NewModel(model.entry, model.plans, networks))
+    spoilt = dict(models[1].networks[1])
+    spoilt["stem.weight"] = spoilt["stem.weight"][:1]
+    models[1] = replace(models[1], networks={**models[1].networks, 1: spoilt})
+    bundle = write_bundle(tmp_path / "spoilt", describe(tuple(models)))
+    with pytest.raises(BundleError, match=r"mednext, fold 1: .*stem\.weight"):
+        open_system(bundle.path, engine="torch", device="cpu")
+
+
+def test_maps_are_written_where_the_t1n_lies_and_say_what_the_ensemble_says(
+    cases: Path, output: Path, tmp_path: Path, system: System, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    said = {}
+    real = walk.predict
+
+    def predict(*given: object, **named: object) -> object:
+        said["regions"] = real(*given, **named)  # type: ignore[arg-type]
+        return said["regions"]
+
+    monkeypatch.setattr(walk, "predict", predict)
+    case = find_cases(cases).cases[1]
+    record = run(cases, output, system, probabilities=maps, uncertainty=maps, shard=(2, 3))[0].cases[0]
+    assert names(maps) == [f"{IDS[1]}_probabilities.nii.gz", f"{IDS[1]}_uncertainty.nii.gz"]
+    assert names(output) == [f"{IDS[1]}.nii.gz"]
+    regions = said["regions"]
+    expected = {"probabilities": regions.array, "uncertainty": 2 * regions.agreement.spread}
+    t1n = nib.load(case.paths["t1n"])
+    for kind, values in expected.items():
+        image = nib.load(maps / f"{IDS[1]}_{kind}.nii.gz")
+        assert image.get_data_dtype() == np.uint8
+        assert image.shape == (*t1n.shape, 3)
+        np.testing.assert_array_equal(image.affine, t1n.affine)
+        found = nib.as_closest_canonical(image).get_fdata()
+        assert values.std() > 0.01
+        np.testing.assert_allclose(np.moveaxis(found, -1, 0), values, atol=0.5 / 255 + 1e-6)
+    assert record.agreement == regions.agreement.overlap
+    assert set(record.agreement) == {"WT", "TC", "ET"}
+
+
+def test_networks_are_compared_for_a_report_but_not_for_a_label_map(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    assert run(cases, output, system, shard=(1, 3))[0].cases[0].agreement is None
+    assert run(cases, output, system, shard=(1, 3), probabilities=output)[0].cases[0].agreement is None
+    assert run(cases, output, system, shard=(1, 3), report=tmp_path)[0].cases[0].agreement is not None
+
+
+def test_resuming_makes_maps_that_are_missing_or_damaged(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    maps = {"probabilities": tmp_path, "uncertainty": tmp_path}
+    run(cases, output, system)
+    assert not any(case.resumed for case in run(cases, output, system, **maps, resume=True)[0].cases)
+    assert all(case.resumed for case in run(cases, output, system, **maps, resume=True)[0].cases)
+    damaged = tmp_path / f"{IDS[1]}_uncertainty.nii.gz"
+    truncate(damaged)
+    outcome, _ = run(cases, output, system, **maps, resume=True)
+    assert [case.resumed for case in outcome.cases] == [True, False, True]
+    assert nib.load(damaged).get_fdata().any()
+
+
+def test_a_failed_case_has_no_maps(cases: Path, output: Path, tmp_path: Path, system: System) -> None:
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    truncate(cases / IDS[1] / f"{IDS[1]}-t1c.nii.gz")
+    outcome, _ = run(cases, output, system, probabilities=maps, on_error="empty")
+    assert [case.status for case in outcome.cases] == ["ok", "empty", "ok"]
+    assert names(maps) == [f"{case}_probabilities.nii.gz" for case in IDS[::2]]
+
+
+def test_a_map_that_cannot_be_written_is_a_warning_beside_the_label_map(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    nowhere = tmp_path / "nowhere"
+    for resume in (False, True):
+        outcome, _ = run(cases, output, system, probabilities=nowhere, on_error="empty", resume=resume)
+        for case in outcome.cases:
+            assert case.status == "ok"
+            assert any(warning.startswith("no map of probabilities: ") for warning in case.warnings)
+            assert nib.load(output / f"{case.id}.nii.gz").get_fdata().any()
+
+
+@pytest.mark.parametrize("error", [MemoryError("no room"), OSError(5, "Input/output error")])
+def test_a_resumed_run_never_puts_an_empty_file_in_the_place_of_a_result(
+    cases: Path, output: Path, system: System, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    run(cases, output, system)
+    before = {path: path.read_bytes() for path in output.iterdir()}
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cohort, "read_labels", fail)
+    outcome, _ = run(cases, output, system, on_error="empty", resume=True)
+    assert [case.status for case in outcome.cases] == ["failed"] * 3
+    assert all(str(case.error).endswith("; the label map of an earlier run is kept") for case in outcome.cases)
+    assert {path: path.read_bytes() for path in output.iterdir()} == before
+
+
+def test_a_resumed_case_is_drawn_where_its_picture_is_missing_or_older(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    report = tmp_path / "report"
+    report.mkdir()
+    run(cases, output, system)
+    outcome, _ = run(cases, output, system, report=report, resume=True)
+    assert [case.resumed for case in outcome.cases] == [True] * 3
+    assert names(report) == sorted(f"{case}{suffix}" for case in IDS for suffix in (".png", ".slices.json"))
+    before = {path: path.stat().st_mtime_ns for path in report.iterdir()}
+    os.utime(output / f"{IDS[1]}.nii.gz")
+    run(cases, output, system, report=report, resume=True)
+    drawn = {path.name.split(".")[0] for path in report.iterdir() if path.stat().st_mtime_ns != before[path]}
+    assert drawn == {IDS[1]}
+
+
+def test_a_result_stands_where_its_scan_can_no_longer_be_drawn(
+    cases: Path, output: Path, tmp_path: Path, system: System
+) -> None:
+    run(cases, output, system)
+    result = (output / f"{IDS[0]}.nii.gz").read_bytes()
+    truncate(cases / IDS[0] / f"{IDS[0]}-t1c.nii.gz")
+    outcome, _ = run(cases, output, system, report=tmp_path, resume=True, on_error="empty")
+    assert outcome.cases[0].status == "ok"
+    assert any(warning.startswith("no picture: ") for warning in outcome.cases[0].warnings)
+    assert (output / f"{IDS[0]}.nii.gz").read_bytes() == result

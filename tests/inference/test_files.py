@@ -21,7 +21,7 @@ import pytest
 
 from inference import files
 from inference.errors import CaseError, FolderError, UsageError
-from inference.files import check_name, check_outputs, is_inside, whole_file, write_whole
+from inference.files import check_name, check_outputs, is_inside, prepare_folder, whole_file, write_whole
 from inference.text import csv_cell, printable
 
 CONTENTS = bytes(range(256)) * 1000
@@ -369,3 +369,37 @@ def test_inside_follows_links(tmp_path):
 def test_text_from_outside_is_made_safe():
     assert printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
     assert [csv_cell(text) for text in ("=1+1", "@x", "-1", "P-1", "")] == ["'=1+1", "'@x", "'-1", "P-1", ""]
+
+
+def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:
+    prepare_folder(tmp_path / "a" / "b")
+    assert list((tmp_path / "a" / "b").iterdir()) == []
+    prepare_folder(tmp_path / "a" / "b")
+
+
+def test_what_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(FolderError, match="it is a file"):
+        prepare_folder(tmp_path / "file")
+    with pytest.raises(FolderError, match="cannot be created"):
+        prepare_folder(tmp_path / "file" / "below")
+    with pytest.raises(FolderError, match="cannot be created"):
+        prepare_folder(Path("/proc/nowhere"))
+
+    def read_only(*_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", read_only)
+    with pytest.raises(FolderError, match="Read-only file system"):
+        prepare_folder(tmp_path)
+
+
+def test_a_file_system_without_unnamed_files_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> int:
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+
+    monkeypatch.setattr(os, "open", unsupported)
+    prepare_folder(tmp_path)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(FolderError, match="cannot be written to"):
+        prepare_folder(tmp_path)

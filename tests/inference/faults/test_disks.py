@@ -155,8 +155,8 @@ def test_a_report_that_vanishes_is_a_warning(places: Places) -> None:
 
 SQUEEZE = """
 import resource, time
-from inference import pipeline
-real, calls = pipeline.predict, 0
+from inference import case
+real, calls = case.predict, 0
 def squeezed(*given, **named):
     global calls
     calls += 1
@@ -170,7 +170,7 @@ def squeezed(*given, **named):
         return real(*given, **named)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-pipeline.predict = squeezed
+case.predict = squeezed
 """
 
 

@@ -1,0 +1,123 @@
+"""The walk of one case, from a scan to its labels: the paper's figure as a list of calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.store import Bundle, load_bundle
+from inference.intake.scan import Scan
+from inference.labels import labels_from_regions
+from inference.predict.engines import Engine, choose_profile, open_engine
+from inference.predict.ensemble import Progress, RegionProbabilities, predict
+from inference.refine.postprocess import RefinementRecord, refine
+from inference.refine.subtypes import SubtypeModel, subtype_model
+from inference.report.record import CaseRecord, volumes_ml
+from inference.settings import Profile
+
+EMPTY_TUMOUR: Final = "no tumour was found: look at the scan before you believe it"
+
+
+@dataclass(frozen=True)
+class System:
+    """Everything that a case passes through, loaded once."""
+
+    bundle: Bundle
+    """Networks and tables, verified."""
+    engine: Engine
+    """Runs the networks; one case at a time."""
+    profile: Profile
+    """How much is computed."""
+    subtypes: SubtypeModel | None
+    """The bundle's subtype model, ready for use."""
+
+    @property
+    def stamp(self) -> str:
+        """Bundle and profile in at most 79 characters, for the header of every result."""
+        return f"{self.bundle.digest[:16]} {self.profile.value} {self.bundle.manifest.name}"[:79]
+
+
+def open_system(
+    bundle: Path | Bundle,
+    *,
+    profile: str = "auto",
+    engine: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+) -> System:
+    """Verify the bundle in a folder, or take one that is verified, and load all its networks.
+
+    Raises BundleError where a file or tensor is not as it should be, and UsageError or DeviceError for an engine or
+    device that cannot be had.
+    """
+    if isinstance(bundle, Path):
+        bundle = load_bundle(bundle)
+    subtypes = subtype_model(bundle.subtypes) if bundle.subtypes else None
+    if engine == "auto" and device == "auto" and any(model.format == "openvino" for model in bundle.models):
+        engine = "openvino"
+    runner = open_engine(engine, device, threads=threads)
+    for model in bundle.models:
+        runner.load(model)
+    return System(bundle, runner, choose_profile(profile, runner), subtypes)
+
+
+@dataclass(frozen=True, eq=False)
+class Result:
+    """What is known of a case at the end of its walk."""
+
+    labels: NDArray[np.uint8]
+    """(X, Y, Z), canonical RAS: 0 background, 1 necrotic core, 2 oedema, 3 enhancing tumour."""
+    regions: RegionProbabilities
+    """The ensemble's probabilities before refinement."""
+    refinement: RefinementRecord
+    """Subtype, thresholds, and what they changed."""
+
+
+def segment(scan: Scan, system: System, *, progress: Progress | None = None, compare: bool = False) -> Result:
+    """Segment one scan.
+
+    `progress` is called with the forward passes done so far and in all. `compare` also measures how far the networks
+    agree, which never changes the labels. Raises BundleError, or DeviceError where memory does not suffice or a network
+    gives no finite answer.
+    """
+    regions = predict_regions(scan, system, progress=progress, compare=compare)
+    return label_regions(scan, regions, system)
+
+
+def predict_regions(
+    scan: Scan, system: System, *, progress: Progress | None = None, compare: bool = False
+) -> RegionProbabilities:
+    """First half of the walk: probabilities of WT, TC and ET, averaged over folds and weighted over models."""
+    return predict(
+        scan.data,
+        scan.spacing,
+        system.bundle,
+        system.engine,
+        system.profile,
+        progress=progress,
+        compare_at=system.bundle.region_thresholds if compare else None,
+    )
+
+
+def label_regions(scan: Scan, regions: RegionProbabilities, system: System) -> Result:
+    """Second half: labels from regions, the subtype of the whole tumour, and cleaning with the thresholds that rule."""
+    predicted = labels_from_regions(regions.array, system.bundle.region_thresholds)
+    labels, refinement = refine(predicted, scan.spacing, scan.data, system.subtypes, system.bundle.thresholds)
+    return Result(labels, regions, refinement)
+
+
+def describe(scan: Scan, result: Result) -> CaseRecord:
+    """Sum up a case that went well."""
+    return CaseRecord(
+        id=scan.case,
+        status="repaired" if scan.repairs else "ok",
+        repairs=scan.repairs,
+        warnings=(*scan.warnings, *([] if result.labels.any() else [EMPTY_TUMOUR])),
+        volumes_ml=volumes_ml(result.labels, scan.spacing),
+        agreement=result.regions.agreement.overlap if result.regions.agreement else None,
+        refinement=result.refinement,
+    )

@@ -1,0 +1,370 @@
+"""A folder of cases: while one is predicted, the next is read and the last is refined and written."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.case import EMPTY_TUMOUR, System, describe, label_regions, predict_regions
+from inference.errors import CaseError, GliomaError, reason
+from inference.intake.cases import Case, CaseListing
+from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
+from inference.intake.scan import Scan, any_geometry, read_scan
+from inference.labels import REGIONS
+from inference.predict.ensemble import Progress, RegionProbabilities
+from inference.report.record import CaseRecord, volumes_ml
+from inference.settings import OnError
+
+log = logging.getLogger(__name__)
+_Item = TypeVar("_Item")
+_Given = ParamSpec("_Given")
+
+_EMPTY_STAMP: Final = "all background: the case failed"
+_DRAWING: Final = threading.Lock()
+"""matplotlib draws in one thread at a time."""
+
+
+@dataclass(frozen=True)
+class CohortSettings:
+    """Where the results of a cohort go, and how it is worked through."""
+
+    labels: Path
+    """Folder of the label maps, and of nothing else."""
+    report: Path | None = None
+    """Folder of the figures and slices of which the run's page is made."""
+    probabilities: Path | None = None
+    """Folder of the probability maps."""
+    uncertainty: Path | None = None
+    """Folder of the maps of disagreement between the networks."""
+    on_error: OnError = "skip"
+    """What to do about a failed case."""
+    resume: bool = False
+    """Whether to leave out cases whose result is there."""
+    shard: tuple[int, int] = (1, 1)
+    """(I, N): only every N-th case, from the I-th, counted from 1."""
+
+    def label_map(self, case: str) -> Path:
+        """File of the label map of a case."""
+        return self.labels / f"{case}.nii.gz"
+
+    def maps(self, case: str) -> dict[str, Path]:
+        """Files of the maps of a case that were asked for, by what they show: `probabilities`, `uncertainty`."""
+        folders = {"probabilities": self.probabilities, "uncertainty": self.uncertainty}
+        return {kind: folder / f"{case}_{kind}.nii.gz" for kind, folder in folders.items() if folder is not None}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cohort."""
+
+    cases: tuple[CaseRecord, ...]
+    """Every case of the shard once, by ID, those that were not attempted included."""
+    interrupted: str | None
+    """What ended the run before its last case: a signal, or a failed case; None where nothing did."""
+
+
+@dataclass(eq=False)
+class _Task:
+    """One case, or what is known of one that cannot be attempted."""
+
+    case: Case
+    problem: CaseError | None = None
+    replaceable: bool = True
+    """Whether an empty file may be written under its ID."""
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, step: str) -> Iterator[None]:
+        begin = time.perf_counter()
+        yield
+        self.seconds[step] = round(time.perf_counter() - begin, 3)
+
+
+def segment_folder(
+    listing: CaseListing,
+    system: System,
+    settings: CohortSettings,
+    report: Callable[[CaseRecord], None],
+    *,
+    progress: Progress | None = None,
+    ended_by: Callable[[], str | None] = lambda: None,
+) -> Outcome:
+    """Segment the cases of a listing, each for itself: what goes wrong with one is its record, and the others go on.
+
+    `report` is called with the record of each case when it is over, `progress` with the forward passes of the case in
+    hand, done and in all. Prediction runs in this thread; one thread reads ahead, and one finishes. `ended_by` is asked
+    before every case and after every forward pass. Once it names a signal, the case in prediction is dropped, and the
+    one that is being written is finished; so does a KeyboardInterrupt.
+    """
+    tasks = shard_of(_tasks(listing), settings.shard)
+    records: dict[_Task, CaseRecord] = {}
+
+    def settle(task: _Task, record: CaseRecord) -> None:
+        records[task] = record
+        report(record)
+        if settings.on_error == "stop" and record.status == "failed":
+            raise _Ended(f"the failure of {record.id}")
+
+    def check() -> None:
+        if name := ended_by():
+            raise _Ended(name)
+
+    def advance(done: int, total: int) -> None:
+        check()
+        if progress is not None:
+            progress(done, total)
+
+    interrupted = None
+    try:
+        _overlap(tasks, system, settings, settle=settle, check=check, advance=advance)
+    except KeyboardInterrupt as end:
+        interrupted = str(end) or "SIGINT"
+    for task in tasks:
+        if task not in records:
+            records[task] = CaseRecord(task.case.id, "failed", error=f"dropped after {interrupted}")
+    return Outcome(tuple(records[task] for task in tasks), interrupted)
+
+
+class _Ended(KeyboardInterrupt):
+    """The run ends before its last case; the text says by what."""
+
+
+def _overlap(
+    tasks: Sequence[_Task],
+    system: System,
+    settings: CohortSettings,
+    *,
+    settle: Callable[[_Task, CaseRecord], None],
+    check: Callable[[], None],
+    advance: Progress,
+) -> None:
+    """Read, predict and finish all tasks in turn, at most three at a time, and settle each in this thread."""
+    with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "finish") as finisher:
+        reading = [reader.submit(_read, task, system, settings) for task in tasks[:1]]
+        finishing: list[tuple[_Task, Future[CaseRecord]]] = []
+
+        def settle_last() -> None:
+            while finishing:
+                task, finished = finishing.pop()
+                settle(task, finished.result())
+
+        try:
+            for index, task in enumerate(tasks):
+                check()
+                scan = reading.pop().result()
+                reading += [reader.submit(_read, following, system, settings) for following in tasks[index + 1 :][:1]]
+                regions = scan if isinstance(scan, CaseRecord) else _predict(task, system, settings, scan, advance)
+                settle_last()
+                if isinstance(regions, CaseRecord):
+                    settle(task, regions)
+                elif isinstance(scan, Scan):
+                    finishing.append((task, finisher.submit(_finish, task, system, settings, scan, regions)))
+                # Nothing of this case may stay in memory while the next one is predicted.
+                del scan, regions
+        finally:
+            settle_last()
+            reader.shutdown(cancel_futures=True)
+
+
+def shard_of(items: Sequence[_Item], shard: tuple[int, int]) -> list[_Item]:
+    """Every N-th item, from the I-th, of a shard (I, N) that counts from 1."""
+    first, step = shard
+    return list(items[first - 1 :: step])
+
+
+def _tasks(listing: CaseListing) -> list[_Task]:
+    """One task for each case and each problem of a listing, by ID."""
+    whole = {case.id for case in listing.cases}
+    tasks = [_Task(case) for case in listing.cases]
+    for problem in listing.problems:
+        # A problem may carry the ID of a case that is whole, whose result must stay.
+        case = Case(problem.case, listing.found.get(problem.case, {}))
+        tasks.append(_Task(case, problem, replaceable=problem.case not in whole))
+    return sorted(tasks, key=lambda task: task.case.id)
+
+
+def _recorded(
+    step: Callable[Concatenate[_Task, System, CohortSettings, _Given], _Item],
+) -> Callable[Concatenate[_Task, System, CohortSettings, _Given], _Item | CaseRecord]:
+    """Make of whatever goes wrong in a step the record of a failed case."""
+
+    @wraps(step)
+    def guarded(
+        task: _Task, system: System, settings: CohortSettings, /, *given: _Given.args, **named: _Given.kwargs
+    ) -> _Item | CaseRecord:
+        try:
+            return step(task, system, settings, *given, **named)
+        except Exception as error:
+            log.debug("%s failed", task.case.id, exc_info=True)
+            return _failed(task, system, settings, reason(error, task.case.id))
+
+    return guarded
+
+
+@_recorded
+def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseRecord:
+    """The scan of a case, or its record where nothing is left to do."""
+    if task.problem:
+        raise task.problem
+    if settings.resume:
+        record = _earlier_result(task, system, settings)
+        if record is not None:
+            return record
+    with task.timed("read"):
+        return read_scan(task.case)
+
+
+@_recorded
+def _predict(
+    task: _Task, system: System, settings: CohortSettings, scan: Scan, progress: Progress
+) -> RegionProbabilities:
+    compare = settings.report is not None or settings.uncertainty is not None
+    with task.timed("predict"):
+        return predict_regions(scan, system, progress=progress, compare=compare)
+
+
+@_recorded
+def _finish(
+    task: _Task, system: System, settings: CohortSettings, scan: Scan, regions: RegionProbabilities
+) -> CaseRecord:
+    """Refine, write and draw a case."""
+    path = settings.label_map(scan.case)
+    with task.timed("refine"):
+        result = label_regions(scan, regions, system)
+    record = describe(scan, result)
+    warnings = list(record.warnings)
+    with task.timed("write"):
+        write_labels(result.labels, scan.geometry, path, stamp=system.stamp)
+        warnings += _write_maps(scan, regions, settings, system.stamp)
+    with task.timed("draw"):
+        warnings += _draw(scan, result.labels, warnings, settings.report)
+    return replace(record, output=str(path), seconds=task.seconds, warnings=tuple(warnings))
+
+
+def _write_maps(scan: Scan, regions: RegionProbabilities, settings: CohortSettings, stamp: str) -> list[str]:
+    """Write the maps that were asked for, (X, Y, Z, 3) in the order WT, TC, ET; a warning for each that cannot be.
+
+    `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
+    the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
+    the opposite. Neither takes part in what the label map becomes.
+    """
+    warnings = []
+    for kind, path in settings.maps(scan.case).items():
+        if kind == "probabilities":
+            shown = regions.array
+        else:
+            assert regions.agreement is not None, "it is asked for together with the map"
+            shown = 2 * regions.agreement.spread
+        try:
+            write_fractions(np.moveaxis(shown, 0, -1), scan.geometry, path, stamp=stamp)
+        except (GliomaError, OSError, MemoryError) as error:
+            warnings.append(f"no map of {kind}: {reason(error, scan.case)}")
+    return warnings
+
+
+def _draw(scan: Scan, labels: NDArray[np.uint8], warnings: Sequence[str], report: Path | None) -> list[str]:
+    """Draw a case if that is wanted; a result without its picture is still a result, with a warning."""
+    if report is None:
+        return []
+    try:
+        with _DRAWING:
+            from inference.report.figures import CaseDrawing, draw_case
+            from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+            from inference.report.slices import stack_slices, write_slices
+
+            drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, tuple(warnings))
+            draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
+            write_slices(stack_slices(scan.data, labels, scan.spacing), report / f"{scan.case}{SLICES_SUFFIX}")
+    except Exception as error:
+        log.debug("%s: no picture", scan.case, exc_info=True)
+        return [f"no picture: {reason(error, scan.case)}"]
+    return []
+
+
+def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> CaseRecord | None:
+    """The record of a case whose results of an earlier run are there, with a picture that is missing drawn now."""
+    case, path = task.case, settings.label_map(task.case.id)
+    labels = read_result(path, case, system.stamp)
+    geometry = any_geometry(case.paths)
+    maps = settings.maps(case.id).values()
+    if labels is None or not all(holds_fractions(map_, geometry, len(REGIONS), stamp=system.stamp) for map_ in maps):
+        return None
+    warnings = [] if labels.any() else [EMPTY_TUMOUR]
+    if settings.report is not None and not _is_drawn(case.id, path, settings.report):
+        try:
+            with task.timed("read"):
+                scan = read_scan(case)
+            with task.timed("draw"):
+                warnings += _draw(scan, labels, warnings, settings.report)
+        except (CaseError, OSError, MemoryError) as error:
+            warnings.append(f"no picture: {reason(error, case.id)}")
+    return CaseRecord(
+        id=case.id,
+        status="ok",
+        output=str(path),
+        resumed=True,
+        seconds=task.seconds,
+        warnings=tuple(warnings),
+        volumes_ml=volumes_ml(labels, geometry.spacing),
+    )
+
+
+def _is_drawn(case: str, labels: Path, report: Path) -> bool:
+    """Whether a report has the pictures of a case, made no earlier than its label map."""
+    from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+
+    try:
+        made = min((report / f"{case}{suffix}").stat().st_mtime for suffix in (PICTURE_SUFFIX, SLICES_SUFFIX))
+    except OSError:
+        return False
+    return made >= labels.stat().st_mtime
+
+
+def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:
+    """The labels (X, Y, Z; canonical RAS) in a result of an earlier run; None where there is none to rely on.
+
+    It counts if it reads back whole, lies where the case's t1n lies, and carries the stamp of this bundle and profile.
+    """
+    try:
+        if not path.is_file() or read_stamp(path) != stamp:
+            return None
+        labels, found = read_labels(path)
+    except CaseError:
+        return None
+    return labels if found.same_as(any_geometry(case.paths)) else None
+
+
+def _failed(task: _Task, system: System, settings: CohortSettings, error: str) -> CaseRecord:
+    """The record of a failed case, with an all-background file in its place where that is wanted.
+
+    The file has the geometry of the first of the case's scans that has one. It never takes the place of a result that
+    is, or may be, there.
+    """
+    case, path = task.case, settings.label_map(task.case.id)
+    failed = CaseRecord(case.id, "failed", error=error)
+    if settings.on_error != "empty" or not task.replaceable:
+        return failed
+    try:
+        kept = settings.resume and read_result(path, case, system.stamp) is not None
+    except (OSError, MemoryError):
+        kept = path.exists()
+    if kept:
+        return replace(failed, error=f"{error}; the label map of an earlier run is kept")
+    try:
+        geometry = any_geometry(case.paths)
+        write_labels(np.zeros(geometry.canonical_shape, np.uint8), geometry, path, stamp=_EMPTY_STAMP)
+    except (GliomaError, OSError, MemoryError) as no_file:
+        return replace(failed, error=f"{error}; and no empty file either: {reason(no_file, case.id)}")
+    warning = "THE FILE IS EMPTY BECAUSE THE CASE FAILED, not because there is no tumour"
+    return replace(failed, status="empty", output=str(path), warnings=(warning,))
