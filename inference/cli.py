@@ -23,8 +23,8 @@ from inference.arguments import (
     MergeArguments,
     parse_arguments,
 )
-from inference.console import Console
-from inference.errors import ExitStatus, FolderError, GliomaError, UsageError, no_module
+from inference.console import Console, say
+from inference.errors import ExitStatus, FolderError, UsageError, no_module, reason
 from inference.machine import describe_machine, give_memory_back, library_versions, look_around
 from inference.signals import Signals
 
@@ -40,9 +40,15 @@ log = logging.getLogger(__name__)
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Do what the words of the command line say; returns the exit status (:class:`inference.errors.ExitStatus`)."""
+    """Do what the words of the command line say; returns the exit status (:class:`inference.errors.ExitStatus`).
+
+    Without `words` this is a program: its own words are taken, and its process ends with the exit status.
+    """
     begin = time.perf_counter()
-    signals, is_program, words = Signals(), words is None, sys.argv[1:] if words is None else words
+    signals, is_program = Signals(), words is None
+    if is_program:
+        _open_closed_streams()
+    words = sys.argv[1:] if words is None else words
     with Console.attached() as console:
         try:
             arguments = parse_arguments(words)
@@ -50,20 +56,26 @@ def main(words: Sequence[str] | None = None) -> int:
                 return _answer(arguments)
             with signals.answered(last=is_program):
                 return _infer(arguments, tuple(words), console, signals, begin)
-        except GliomaError as error:
-            log.error("error: %s", error)
+        except BrokenPipeError:
+            log.debug("the reader of standard output has gone")
         except KeyboardInterrupt as stop:
             log.error("error: ended by %s before the first case", str(stop) or "SIGINT")
-        except BrokenPipeError:
-            # Who reads standard output has gone; what is left in its buffer must not be tried again at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         except ModuleNotFoundError as error:
             log.debug("no module", exc_info=True)
             log.error("error: %s", no_module(error))
         except Exception as error:
-            log.debug("unexpected", exc_info=True)
-            log.error("error: unexpected %s: %s", type(error).__name__, " ".join(str(error).split())[:300])
+            log.debug("failed", exc_info=True)
+            log.error("error: %s", reason(error, ""))
         return ExitStatus.NOTHING_ATTEMPTED
+
+
+def _open_closed_streams() -> None:
+    """Have nothing where a standard stream is closed: else the next file would take its number, and get its lines."""
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
 
 
 def _answer(arguments: Arguments) -> int:
@@ -212,18 +224,14 @@ def _info(arguments: InfoArguments) -> int:
     if arguments.card:
         from inference.bundle.card import model_card
 
-        sys.stdout.write(model_card(manifest, digest))
-        sys.stdout.flush()
+        say(model_card(manifest, digest))
         return ExitStatus.OK
     machine = look_around()
     if arguments.json:
         bundle = {"path": str(arguments.bundle), "sha256": digest, **asdict(manifest)}
-        sys.stdout.write(
-            json.dumps({"bundle": bundle, "machine": asdict(machine)}, indent=1, ensure_ascii=False) + "\n"
-        )
+        say(json.dumps({"bundle": bundle, "machine": asdict(machine)}, indent=1) + "\n")
     else:
-        sys.stdout.write("\n".join(_info_lines(arguments.bundle, manifest, digest, machine)) + "\n")
-    sys.stdout.flush()
+        say("\n".join(_info_lines(arguments.bundle, manifest, digest, machine)) + "\n")
     return ExitStatus.OK
 
 
@@ -253,8 +261,7 @@ def _check(arguments: CheckArguments) -> int:
     system = open_system(arguments.bundle, device="cpu")
     manifest = system.bundle.manifest
     networks = sum(len(model.folds) for model in manifest.models)
-    sys.stdout.write(f"ok: bundle {manifest.name} {manifest.version}: {networks} networks load\n")
-    sys.stdout.flush()
+    say(f"ok: bundle {manifest.name} {manifest.version}: {networks} networks load\n")
     return ExitStatus.OK
 
 
@@ -262,8 +269,7 @@ def _explain(arguments: ExplainArguments) -> int:
     from inference.report.explain import explain
     from inference.report.record import read_record
 
-    sys.stdout.write(explain(read_record(arguments.record), arguments.case))
-    sys.stdout.flush()
+    say(explain(read_record(arguments.record), arguments.case))
     return ExitStatus.OK
 
 
@@ -276,6 +282,5 @@ def _merge(arguments: MergeArguments) -> int:
     merged = merge_records(records, [read_record(path) for path in arguments.earlier])
     prepare_folder(arguments.output.parent)
     write_whole(arguments.output, render_value(merged))
-    sys.stdout.write(summary_line(merged) + "\n")
-    sys.stdout.flush()
+    say(summary_line(merged) + "\n")
     return ExitStatus.OK if all_written(merged) else ExitStatus.CASE_FAILED

@@ -1,15 +1,19 @@
-"""What the person or program that runs us sees on standard error."""
+"""What the person or program that runs us sees: the log on standard error, answers on standard output."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import os
-import select
-import stat
+import queue
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING, Never, TextIO
+
+from inference.errors import FolderError, UsageError
+from inference.text import printable
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -19,22 +23,107 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 0.5
-"""How long a reader of our standard error is waited for, per line."""
+"""How long a reader of our standard error is waited for: once while it takes nothing, and at the end."""
+_MOST_WAITING = 200
+"""Lines that wait for their reader; further ones are dropped. The record of the run has it all."""
 _LINE_LIMIT = 2000
 """Characters per line, so that a line fits into a pipe that has room at all."""
 
 
-class Console(logging.Handler):
-    """Logs to standard error, above a progress bar where that is a terminal.
+def say(text: str) -> None:
+    """Write an answer to standard output, whatever its encoding; control characters are escaped.
 
-    Some callers give us a pipe and never read it: once it is full a write would wait for ever, so lines that do not fit
-    are dropped. The record of the run has it all.
+    Raises UsageError where standard output is closed, FolderError where it takes no more, and BrokenPipeError where
+    its reader has gone.
     """
+    if sys.stdout is None:
+        raise UsageError("standard output is closed: there is nowhere to write the answer to")
+    safe = "\n".join(map(printable, text.split("\n")))
+    encoding = sys.stdout.encoding or "utf-8"
+    try:
+        sys.stdout.write(safe.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stdout.flush()
+    except OSError as error:
+        # What is left in the buffer must not be tried again at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if isinstance(error, BrokenPipeError):
+            raise
+        raise FolderError(f"standard output: cannot be written ({error.strerror or error})") from error
+
+
+class _PatientStream:
+    """Standard error as a stream that neither waits nor fails: what nobody takes is dropped.
+
+    Callers give us pipes and sockets that they never read, terminals that are closed or stopped, or nothing at all. So
+    one thread writes and may wait for ever, and nobody waits for it.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream
+        self.encoding = getattr(stream, "encoding", None) or "utf-8"
+        self._lines: queue.Queue[str | None] = queue.Queue(_MOST_WAITING)
+        self._is_stuck = False
+        self._thread = threading.Thread(target=self._write_all, name="console", daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError:  # the system grants no further thread
+            self._stream = None
+
+    def write(self, text: str) -> int:
+        try:
+            self._lines.put(text, not self._is_stuck, _PATIENCE_SECONDS)
+            self._is_stuck = False
+        except queue.Full:
+            self._is_stuck = True
+        return len(text)
+
+    def flush(self) -> None:
+        """Nothing is kept back."""
+
+    def isatty(self) -> bool:
+        with contextlib.suppress(OSError, ValueError):
+            return self._stream is not None and self._stream.isatty()
+        return False
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise OSError("no stream")
+        return self._stream.fileno()
+
+    def close(self) -> None:
+        """Give what is waiting a moment to be taken."""
+        end = time.monotonic() + _PATIENCE_SECONDS
+        with contextlib.suppress(queue.Full):
+            self._lines.put(None, timeout=_PATIENCE_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(max(0.0, end - time.monotonic()))
+
+    def _write_all(self) -> None:
+        while (text := self._lines.get()) is not None:
+            with contextlib.suppress(OSError, ValueError):
+                self._write(text)
+
+    def _write(self, text: str) -> None:
+        if self._stream is None:
+            return
+        try:
+            descriptor = self._stream.fileno()
+        except (OSError, ValueError):  # an object in memory, as in tests
+            self._stream.write(text)
+            return
+        # Past Python's own buffer: its lock, held while a write waits, would be missed at exit.
+        left = memoryview(text.encode(self.encoding, "backslashreplace"))
+        while left:
+            left = left[os.write(descriptor, left) :]
+
+
+class Console(logging.Handler):
+    """Logs to standard error, above a progress bar where that is a terminal."""
 
     def __init__(self) -> None:
         super().__init__()
+        self._stream = _PatientStream(sys.stderr)
         self._bar: tqdm[Never] | None = None
-        self._pipe = _is_pipe()
 
     @classmethod
     @contextlib.contextmanager
@@ -51,31 +140,30 @@ class Console(logging.Handler):
         finally:
             logger.removeHandler(console)
             logger.level, logger.propagate = before
+            console._stream.close()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Write one line, if anybody reads it."""
-        line = " ".join(self.format(record).split())[:_LINE_LIMIT]
+        text = self.format(record)
         if record.exc_info and logging.getLogger("inference").level == logging.DEBUG:
-            line = self.format(record)
+            line = "\n".join(map(printable, text.split("\n")))
+        else:
+            line = printable(" ".join(text.split()))[:_LINE_LIMIT]
         if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-            return
-        with contextlib.suppress(OSError, ValueError):
-            if self._pipe and not select.select([], [sys.stderr], [], _PATIENCE_SECONDS)[1]:
-                return
-            sys.stderr.write(line + "\n")
-            sys.stderr.flush()
+            self._bar.write(line, file=self._stream)
+        else:
+            self._stream.write(line + "\n")
 
     @contextlib.contextmanager
     def progress(self, cases: int) -> Iterator[Callable[[int, int], None] | None]:
-        """A progress bar where standard error is a terminal; yields what to tell the forward passes done and in all."""
-        if not sys.stderr.isatty():
+        """A progress bar where standard error is a terminal; yields what to call with the passes done and in all."""
+        if not self._stream.isatty():
             yield None
             return
         from tqdm import tqdm
 
         layout = "{percentage:3.0f}% {bar} {n:.1f}/{total} cases, {elapsed} gone, {remaining} left"
-        with tqdm(total=cases, bar_format=layout, file=sys.stderr, dynamic_ncols=True) as bar:
+        with tqdm(total=cases, bar_format=layout, file=self._stream, dynamic_ncols=True) as bar:
             self._bar = bar
             try:
                 yield self._advance
@@ -101,10 +189,3 @@ class Console(logging.Handler):
         took = "already there" if case.resumed else f"{sum(case.seconds.values()):.1f} s"
         notes = [*(f"repaired: {note}" for note in case.repairs), *(f"warning: {note}" for note in case.warnings)]
         log.log(logging.WARNING if notes else logging.INFO, "%s", "; ".join([f"{name}: {took}, {volumes}", *notes]))
-
-
-def _is_pipe() -> bool:
-    try:
-        return stat.S_ISFIFO(os.fstat(sys.stderr.fileno()).st_mode)
-    except (AttributeError, OSError, ValueError):
-        return False

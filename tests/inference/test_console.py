@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import logging
 import os
+import socket
 import struct
 import sys
 import termios
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
-from inference.console import Console
+from inference.console import Console, say
+from inference.errors import FolderError, UsageError
 from inference.report.record import CaseRecord
 
 log = logging.getLogger("inference.test")
@@ -91,3 +96,87 @@ def test_the_log_is_left_as_it_was() -> None:
     with Console.attached():
         assert not logger.propagate
     assert (logger.level, logger.propagate, list(logger.handlers)) == before
+
+
+def test_a_socket_that_nobody_reads_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    monkeypatch.setattr("inference.console._PATIENCE_SECONDS", 0.01)
+    with ours, theirs, os.fdopen(os.dup(ours.fileno()), "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        begin = time.monotonic()
+        with Console.attached():
+            for _ in range(3000):
+                log.info("x" * 1000)
+        assert time.monotonic() - begin < 20
+        monkeypatch.undo()
+
+
+def test_a_terminal_that_is_closed_does_not_stop_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    leader, follower = os.openpty()
+    with os.fdopen(follower, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Console.attached() as console, console.progress(2) as advance:
+            assert advance is not None
+            os.close(leader)
+            for done in range(3):
+                advance(done, 3)
+                log.warning("nobody is there")
+            console.case_done(CaseRecord("A", "ok", volumes_ml={"WT": 1.0}))
+        monkeypatch.undo()
+
+
+def test_without_standard_error_there_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    with Console.attached() as console, console.progress(1) as advance:
+        assert advance is None
+        log.error("nobody is there")
+
+
+def test_a_reader_that_is_slow_gets_every_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    shown = bytearray()
+
+    def read_slowly() -> None:
+        while chunk := os.read(reader, 50_000):
+            shown.extend(chunk)
+            time.sleep(0.01)
+
+    slow = threading.Thread(target=read_slowly)
+    slow.start()
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with Console.attached():
+            for number in range(1000):
+                log.info("%s", number)
+        monkeypatch.undo()
+    slow.join()
+    os.close(reader)
+    assert bytes(shown).split() == [str(number).encode() for number in range(1000)]
+
+
+def test_control_characters_are_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    with Console.attached():
+        log.info("case \x1b[31mred")
+    say("page\n\x1b]0;title\x07\n")
+    captured = capsys.readouterr()
+    assert captured.err == "case \\x1b[31mred\n"
+    assert captured.out == "page\n\\x1b]0;title\\x07\n"
+
+
+@pytest.mark.parametrize(("encoding", "shown"), [("ascii", b"2 \\xd7 3\n"), ("latin-1", b"2 \xd7 3\n")])
+def test_any_encoding_of_standard_output_will_do(monkeypatch: pytest.MonkeyPatch, encoding: str, shown: bytes) -> None:
+    with io.BytesIO() as raw, io.TextIOWrapper(raw, encoding) as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        say("2 × 3\n")
+        assert raw.getvalue() == shown
+
+
+def test_a_standard_output_that_takes_nothing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(UsageError, match="standard output is closed"):
+        say("x")
+    with Path("/dev/full").open("w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with pytest.raises(FolderError, match="standard output: cannot be written"):
+            say("x")
