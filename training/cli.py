@@ -11,7 +11,7 @@ from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import available_threads
-from training.bundles import export_openvino, finer_grid, import_checkpoints
+from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.evaluation import compare, evaluate
 from training.fit.devices import own_gpu
@@ -134,6 +134,11 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
         "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1.",
         import_checkpoints.add_arguments,
         import_checkpoints.run,
+    ),
+    "import-ranked": (
+        "Make a bundle of the ranked system, out of its authors' own image.",
+        import_ranked.add_arguments,
+        import_ranked.run,
     ),
     "export-openvino": (
         "Write a bundle again with its networks as OpenVINO IR.",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +26,15 @@ _WEIGHTS: Final = ("network_weights", "state_dict")
 """Where nnU-Net v2 and v1 keep a network's weights."""
 _NO_WEIGHT: Final = "dummy_tensor"
 """A parameter of the reference's MedNeXt that no layer uses."""
+_KINDS: Final = ("float16", "bfloat16", "float32", "float64")
+"""Numbers that weights may be stored as; of others nothing is known here."""
+_COUNT: Final = "num_batches_tracked"
+"""Batch norm's count of batches, the one whole number in a network's weights."""
+_DAMAGED: Final = (
+    RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
+    AssertionError, struct.error, zipfile.BadZipFile,
+)  # fmt: skip
+"""What torch raises for files that are none of its own."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +49,11 @@ class Checkpoint:
     """The network's weights by state-dict name."""
 
 
-def read_plainly(path: Path, *, mmap: bool = False) -> object:
+def read_plainly(path: Path) -> object:
     """What a file of torch's holds, by its restricted reader: nothing but numbers, texts, tensors and containers.
 
-    `mmap` leaves tensors on the disk. Raises UsageError for a file that holds anything else, or none of torch's.
+    Tensors stay on the disk until they are used, where torch can do that. Raises UsageError for a file that holds
+    anything else, or none of torch's.
     """
     import torch
     from numpy._core.multiarray import scalar
@@ -50,14 +62,16 @@ def read_plainly(path: Path, *, mmap: bool = False) -> object:
     numbers = [type(np.dtype(kind)) for kind in "efdbhilqBHILQ?"]
     try:
         with torch.serialization.safe_globals([np.dtype, scalar, (scalar, "numpy.core.multiarray.scalar"), *numbers]):
-            contents: object = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+            # Files of before torch 1.6 are no zips, and are read at once.
+            zipped = zipfile.is_zipfile(path)
+            contents: object = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         found = named[1] if named else "what torch's restricted reader does not read"
         raise UsageError(f"{path}: found {found} in it, expected numbers and texts only: refused") from error
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (RuntimeError, EOFError, ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+    except _DAMAGED as error:
         raise UsageError(f"{path}: found no checkpoint of torch in it (damaged, or another kind of file)") from error
     return contents
 
@@ -103,15 +117,29 @@ def deployed_tensors(
     missing = sorted(set(deployed.state_dict()) - set(given))
     superfluous = sorted(set(given) - set(trained))
     if missing or superfluous:
-        parts = [f"missing {_few(missing)}"] * bool(missing) + [f"superfluous {_few(superfluous)}"] * bool(superfluous)
+        parts = [f"missing {few(missing)}"] * bool(missing) + [f"superfluous {few(superfluous)}"] * bool(superfluous)
         raise UsageError(f"{checkpoint.path}: its tensors are not those of the network: {'; '.join(parts)}")
     for name, tensor in given.items():
         if tensor.shape != trained[name].shape:
             found, expected = tuple(tensor.shape), tuple(trained[name].shape)
             raise UsageError(f"{checkpoint.path}: {name}: found shape {found}, expected {expected}")
-        if not bool(torch.isfinite(tensor).all()):
-            raise UsageError(f"{checkpoint.path}: {name}: found values that are not finite")
+        _check_numbers(tensor, f"{checkpoint.path}: {name}")
     return dict(deployed_weights(deployed, given))
+
+
+def _check_numbers(tensor: Tensor, name: str) -> None:
+    """Refuse a tensor that is no plain array of numbers which stay finite in float32."""
+    import torch
+
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if tensor.layout is not torch.strided:
+        kind = "sparse"
+    elif tensor.is_meta or tensor.is_quantized:
+        kind = "meta, without numbers," if tensor.is_meta else "quantised"
+    if kind not in _KINDS and not (kind == "int64" and name.endswith(_COUNT)):
+        raise UsageError(f"{name}: found a tensor that is {kind}, expected one of {', '.join(_KINDS)}")
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise UsageError(f"{name}: found values that are not finite, or not in float32")
 
 
 def mednext_architecture(checkpoint: Checkpoint) -> dict[str, object]:
@@ -148,5 +176,6 @@ def mednext_architecture(checkpoint: Checkpoint) -> dict[str, object]:
     return {**named, "arch_kwargs": {**arguments, "kernel_size": kernel}}
 
 
-def _few(names: list[str], most: int = 4) -> str:
+def few(names: Sequence[str], most: int = 4) -> str:
+    """The first of some names, and how many there are more."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

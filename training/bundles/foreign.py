@@ -16,6 +16,7 @@ from inference.errors import BundleError, UsageError
 from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name
 from inference.predict.preprocess import plan_section
+from training.bundles.pickles import read_pickle, shown
 from training.fit.planning import CONFIGURATION
 
 _CHANNELS: Final[Mapping[str, str]] = {
@@ -33,6 +34,12 @@ _LABELS: Final[Mapping[str, str]] = {
 }  # fmt: skip
 """Names of labels in small letters without signs, and the label that each means."""
 _FILE: Final = "dataset.json"
+_PACKAGE: Final = "dynamic_network_architectures.architectures.unet"
+_OLD_RESIDUAL: Final = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"
+"""An older spelling, which nnU-Net's own conversion of old plans writes too."""
+_MOST_STAGES: Final = 16
+_LARGEST: Final = 1e6
+"""Larger than any patch or voxel size."""
 _BACKGROUND: Final = "background"
 
 
@@ -52,6 +59,20 @@ class Conventions:
     """For each of WT, TC, ET, or of background, NCR, ED, ET, which output it is."""
 
 
+@dataclass(frozen=True)
+class OldPlans:
+    """What prediction needs of the plans of nnU-Net v1, axes (Z, Y, X)."""
+
+    channel_names: tuple[str, ...]
+    """As the data set calls its input channels."""
+    patch: tuple[int, ...]
+    """Size of the patch that the network was trained on."""
+    spacing: tuple[float, ...]
+    """Voxel size in mm."""
+    masks: tuple[bool, ...]
+    """Per channel: whether it is standardised over the brain alone."""
+
+
 def read_conventions(path: Path) -> Conventions:
     """What the `dataset.json` of nnU-Net v2 says of a network's channels and heads.
 
@@ -69,7 +90,7 @@ def read_conventions(path: Path) -> Conventions:
     labels = value.get("labels")
     if not isinstance(labels, dict) or labels.get(_BACKGROUND) not in (0, [0]):
         raise UsageError(
-            f'{path}: labels: found {_shown(labels)}, expected nnU-Net v2\'s form, "background": 0 and each label or '
+            f'{path}: labels: found {shown(labels)}, expected nnU-Net v2\'s form, "background": 0 and each label or '
             "region by name in the order of the network's outputs"
         )
     rest = {name: entry for name, entry in labels.items() if name not in (_BACKGROUND, "ignore")}
@@ -79,14 +100,27 @@ def read_conventions(path: Path) -> Conventions:
 
 
 def _read_channels(value: object, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    expected = f"{path}: channel_names: found {_shown(value)}, expected t1n, t1c, t2w and t2f (in any order) as 0 to 3"
     if not isinstance(value, dict) or set(value) != {str(number) for number in range(len(SEQUENCES))}:
-        raise UsageError(expected)
+        raise UsageError(_expected_channels(value, path))
     names = tuple(str(value[str(number)]) for number in range(len(SEQUENCES)))
-    meant = [_CHANNELS.get(_plain(name)) for name in names]
-    if set(meant) != set(SEQUENCES):
-        raise UsageError(expected)
-    return names, tuple(meant.index(sequence) for sequence in SEQUENCES)
+    return names, channel_order(names, path)
+
+
+def sequence_of(name: str) -> str | None:
+    """The sequence that a channel's name means, in any of the usual spellings."""
+    return _CHANNELS.get(_plain(name))
+
+
+def channel_order(names: Sequence[str], path: Path) -> tuple[int, ...]:
+    """For each of `labels.SEQUENCES`, which of a network's channels it is. Raises UsageError for other channels."""
+    meant = [sequence_of(name) for name in names]
+    if sorted(map(str, meant)) != sorted(SEQUENCES):
+        raise UsageError(_expected_channels(list(names), path))
+    return tuple(meant.index(sequence) for sequence in SEQUENCES)
+
+
+def _expected_channels(found: object, path: Path) -> str:
+    return f"{path}: channel names: found {shown(found)}, expected t1n, t1c, t2w and t2f (in any order) as 0 to 3"
 
 
 def _region_order(regions: Mapping[str, object], path: Path) -> tuple[int, ...]:
@@ -95,7 +129,7 @@ def _region_order(regions: Mapping[str, object], path: Path) -> tuple[int, ...]:
     nested = [sets[index] for index in order]
     if [len(one) for one in nested] != [3, 2, 1] or not nested[0] > nested[1] > nested[2]:
         raise UsageError(
-            f"{path}: labels: found the regions {_shown(dict(regions))}, expected {', '.join(REGIONS)}: three labels, "
+            f"{path}: labels: found the regions {shown(dict(regions))}, expected {', '.join(REGIONS)}: three labels, "
             "two of them, and one of these"
         )
     return tuple(order)
@@ -105,18 +139,19 @@ def _label_order(labels: Mapping[str, object], path: Path) -> tuple[tuple[str, .
     meant = {_LABELS.get(_plain(name)): value for name, value in labels.items()}
     values = [meant.get(label.name) for label in TUMOUR_LABELS]
     if len(labels) != 3 or sorted(str(value) for value in values) != ["1", "2", "3"]:
-        raise UsageError(
-            f"{path}: labels: found {_shown(dict(labels))}, expected NCR, ED and ET as 1 to 3 in any order"
-        )
+        raise UsageError(f"{path}: labels: found {shown(dict(labels))}, expected NCR, ED and ET as 1 to 3 in any order")
     numbers = [int(str(value)) for value in values]
     by_number = {int(str(value)): name for name, value in labels.items()}
     return (_BACKGROUND, *(by_number[number] for number in (1, 2, 3))), (0, *numbers)
 
 
-def read_foreign_plans(path: Path, configuration: str, conventions: Conventions, orientation: str) -> dict[str, object]:
+def read_foreign_plans(
+    path: Path, configuration: str, conventions: Conventions, orientation: str, *, batch_norm: bool = False
+) -> dict[str, object]:
     """nnU-Net's `plans.json` as a bundle has it: one configuration, in full, channels in a bundle's order.
 
-    Raises UsageError for what cannot be predicted from a bundle.
+    Plans of before nnU-Net 2.4 do not name the layers: `batch_norm` says whether the network's norms, which a trainer
+    may have chosen, are those of batches. Raises UsageError for what cannot be predicted from a bundle.
     """
     try:
         plans = read_json(path, str(path))
@@ -137,10 +172,10 @@ def read_foreign_plans(path: Path, configuration: str, conventions: Conventions,
     if section.get("previous_stage"):
         raise UsageError(f"{path}: {configuration}: found a stage of a cascade, expected a network that needs no other")
     if not isinstance(section.get("architecture"), dict):
-        raise UsageError(
-            f"{path}: {configuration}: found no architecture, expected plans of nnU-Net 2.4 or later "
-            "(nnUNetv2_plan_experiment of a newer version writes them)"
-        )
+        section["architecture"] = _old_architecture(section, f"{path}: {configuration}", batch_norm)
+    architecture = section["architecture"]
+    if isinstance(architecture, dict) and architecture.get("network_class_name") == _OLD_RESIDUAL:
+        section["architecture"] = {**architecture, "network_class_name": f"{_PACKAGE}.ResidualEncoderUNet"}
     for key in ("normalization_schemes", "use_mask_for_norm"):
         values = section.get(key)
         if isinstance(values, list) and len(values) == len(SEQUENCES):
@@ -150,6 +185,81 @@ def read_foreign_plans(path: Path, configuration: str, conventions: Conventions,
         intensities = {str(new): intensities.get(str(old)) for new, old in enumerate(conventions.channels)}
     known = {"foreground_intensity_properties_per_channel": intensities, "configurations": {CONFIGURATION: section}}
     return {**plans, **known}
+
+
+def _old_architecture(section: Mapping[str, object], name: str, batch_norm: bool) -> dict[str, object]:
+    """The architecture in plans of before nnU-Net 2.4, as nnU-Net's own `ConfigurationManager` completes them."""
+    family = section.get("UNet_class_name")
+    counts = section.get("n_conv_per_stage_encoder")
+    base, most = section.get("UNet_base_num_features"), section.get("unet_max_num_features")
+    if family not in ("PlainConvUNet", "ResidualEncoderUNet") or not isinstance(counts, list):
+        raise UsageError(f"{name}: found no architecture, expected that of a PlainConvUNet or ResidualEncoderUNet")
+    if not isinstance(base, int) or not isinstance(most, int):
+        raise UsageError(f"{name}: found {shown(base)} to {shown(most)} features, expected whole numbers")
+    norm = "batchnorm.BatchNorm3d" if batch_norm else "instancenorm.InstanceNorm3d"
+    return {
+        "network_class_name": f"{_PACKAGE}.{family}",
+        "arch_kwargs": {
+            "n_stages": len(counts),
+            "features_per_stage": [min(base * 2**stage, most) for stage in range(min(len(counts), _MOST_STAGES))],
+            "conv_op": "torch.nn.modules.conv.Conv3d",
+            "kernel_sizes": section.get("conv_kernel_sizes"),
+            "strides": section.get("pool_op_kernel_sizes"),
+            "n_conv_per_stage" if family == "PlainConvUNet" else "n_blocks_per_stage": counts,
+            "n_conv_per_stage_decoder": section.get("n_conv_per_stage_decoder"),
+            "conv_bias": True,
+            "norm_op": f"torch.nn.modules.{norm}",
+            "norm_op_kwargs": {"eps": 1e-05, "affine": True},
+            "dropout_op": None,
+            "dropout_op_kwargs": None,
+            "nonlin": "torch.nn.LeakyReLU",
+            "nonlin_kwargs": {"inplace": True},
+        },
+        "_kw_requires_import": ["conv_op", "norm_op", "dropout_op", "nonlin"],
+    }
+
+
+def read_old_plans(path: Path) -> OldPlans:
+    """The `plans.pkl` of nnU-Net v1, read without running what it holds.
+
+    Raises UsageError for what cannot be predicted from a bundle: a cascade, another order of axes, CT.
+    """
+    plans = read_pickle(path)
+    if not isinstance(plans, dict):
+        raise UsageError(f"{path}: found {type(plans).__name__}, expected the plans of nnU-Net v1")
+    for key in ("transpose_forward", "transpose_backward"):
+        if _numbers(plans.get(key)) != [0, 1, 2]:
+            raise UsageError(f"{path}: {key}: found {shown(plans.get(key))}, expected 0, 1, 2: axes as they lie")
+    channels = range(len(SEQUENCES))
+    for key, expected in (("normalization_schemes", ["nonCT"]), ("use_mask_for_norm", [True, False])):
+        found = plans.get(key)
+        if not isinstance(found, dict) or any(found.get(channel) not in expected for channel in channels):
+            raise UsageError(f"{path}: {key}: found {shown(found)}, expected {' or '.join(map(str, expected))} each")
+    stages = plans.get("plans_per_stage")
+    stage = stages.get(0) if isinstance(stages, dict) and len(stages) == 1 else None
+    if not isinstance(stage, dict):
+        raise UsageError(f"{path}: plans_per_stage: found {shown(stages)}, expected one stage, 3d_fullres alone")
+    patch, spacing = _numbers(stage.get("patch_size")), _numbers(stage.get("current_spacing"))
+    names = plans.get("modalities")
+    if len(patch) != 3 or len(spacing) != 3:
+        raise UsageError(f"{path}: found patch {patch} and spacing {spacing}, expected three numbers each")
+    if not isinstance(names, dict) or set(names) != set(channels):
+        raise UsageError(f"{path}: modalities: found {shown(names)}, expected a name of each of four channels")
+    return OldPlans(
+        channel_names=tuple(str(names[channel]) for channel in channels),
+        patch=tuple(int(size) for size in patch),
+        spacing=tuple(spacing),
+        masks=tuple(bool(plans["use_mask_for_norm"][channel]) for channel in channels),
+    )
+
+
+def _numbers(value: object) -> list[float]:
+    """The numbers of a list or array; empty for anything else."""
+    values = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+    plain = isinstance(values, (list, tuple)) and all(
+        type(number) in (int, float) and abs(number) < _LARGEST for number in values
+    )
+    return [float(number) for number in values] if plain and isinstance(values, (list, tuple)) else []
 
 
 def in_our_order(
@@ -179,8 +289,3 @@ def _taken(array: FloatArray, order: Sequence[int], axis: int) -> FloatArray:
 
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
-
-
-def _shown(value: object, most: int = 120) -> str:
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"

@@ -11,15 +11,23 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.fields import read_json
-from inference.bundle.manifest import ORIENTATIONS, ModelEntry, Provenance
+from inference.bundle.manifest import DECISIONS, ORIENTATIONS, ModelEntry, Provenance
 from inference.bundle.store import Bundle, NewBundle, NewModel, contents_of, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
 from inference.errors import BundleError, ExitStatus, UsageError
-from inference.labels import SEQUENCES, TUMOUR_LABELS
+from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name
-from inference.predict.preprocess import read_plan
+from inference.predict.preprocess import plan_section, read_plan
 from training.bundles.checkpoints import Checkpoint, deployed_tensors, mednext_architecture, read_checkpoint
-from training.bundles.foreign import Conventions, in_our_order, read_conventions, read_foreign_plans
+from training.bundles.foreign import (
+    Conventions,
+    OldPlans,
+    channel_order,
+    in_our_order,
+    read_conventions,
+    read_foreign_plans,
+    read_old_plans,
+)
 from training.fit.planning import CONFIGURATION
 
 NNUNET_FILE: Final = "checkpoint_final.pth"
@@ -27,6 +35,10 @@ NNUNET_FILE: Final = "checkpoint_final.pth"
 MEDNEXT_FILE: Final = "model_final_checkpoint.model"
 """What nnU-Net v1, and so mednextv1, calls it."""
 _EVERY_AXIS: Final = (0, 1, 2)
+_OUTPUTS: Final = (tuple(REGIONS), ("NCR", "ED", "ET"))
+"""What heads give: regions, or labels after the background."""
+_DEFAULT_PLANS: Final = OldPlans((), (128, 128, 128), (1.0, 1.0, 1.0), (True,) * len(SEQUENCES))
+"""What the reference's MedNeXt trainers fix, and nnU-Net does to brains."""
 LEAVE_ALONE: Final = ThresholdTables(
     (0.5, 0.5, 0.5), Thresholds({label.name: 0.0 for label in TUMOUR_LABELS}, 0.0), {}, "global"
 )
@@ -35,35 +47,63 @@ LEAVE_ALONE: Final = ThresholdTables(
 
 @dataclass(frozen=True)
 class Imported:
-    """One model that came from outside."""
+    """One model that came from outside, in the order of channels and heads that bundles have."""
 
-    model: NewModel
-    """Its plans and weights, in the order of channels and heads that bundles have; its weight is 1."""
+    family: str
+    """Its architecture's name."""
+    heads: str
+    """`regions` or `labels`."""
+    averaging: str
+    """`logits` for nnU-Net v2, `probabilities` for v1: what its predictor averages over tiles and mirrorings."""
+    plans: Mapping[str, object]
+    """Plans as bundles have them."""
+    networks: Mapping[int, Mapping[str, FloatArray]]
+    """The weights of each fold."""
     origin: Mapping[str, object]
     """Where it came from, as JSON."""
     ancestry: tuple[str, ...]
     """Its checkpoints, with their SHA-256."""
 
+    def model(self, name: str, weight: float) -> NewModel:
+        """It as a bundle's model, with its share of the ensemble."""
+        folds = tuple(self.networks)
+        entry = ModelEntry(name, self.family, self.heads, "safetensors", folds, weight, self.averaging)
+        return NewModel(entry, self.plans, self.networks)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `import-checkpoints`."""
     add = parser.add_argument
-    add("--nnunet", type=Path, metavar="DIR", help="nnU-Net v2: dataset.json, plans.json, fold_X/checkpoint_final.pth")
-    add("--mednext", type=Path, metavar="DIR", help="mednextv1: dataset.json, fold_X/model_final_checkpoint.model")
+    add(
+        "--nnunet", type=Path, action="append", default=[], metavar="DIR",
+        help="nnU-Net v2: dataset.json, plans.json, fold_X/checkpoint_final.pth; again for each further model",
+    )  # fmt: skip
+    add(
+        "--mednext", type=Path, action="append", default=[], metavar="DIR",
+        help="mednextv1: fold_X/model_final_checkpoint.model, dataset.json or plans.pkl; again for each further model",
+    )  # fmt: skip
     add(
         "--orientation", choices=ORIENTATIONS, required=True,
         help="how the scans of the training were stored, which nnU-Net reads as they lie: BraTS's own files are LPS",
     )  # fmt: skip
     add("--output", type=Path, required=True, metavar="DIR", help="bundle to write")
-    add("--folds", type=int, nargs="+", metavar="N", help="folds to take (default: all that are there)")
-    add("--weights", type=float, nargs=2, metavar=("NNUNET", "MEDNEXT"), help="shares of the two (default: equal)")
+    add("--folds", nargs="+", metavar="N", help="folds to take, such as 0 1 2 or all (default: what is there)")
+    add("--weights", type=float, nargs="+", metavar="SHARE", help="shares, nnU-Nets first (default: equal)")
     add(
-        "--mednext-patch", type=int, nargs=3, default=(128, 128, 128), metavar=("Z", "Y", "X"),
-        help="training patch of the MedNeXts (default: 128 128 128, which the reference's trainers fix)",
+        "--decision", choices=DECISIONS, default="regions",
+        help="from probabilities to labels: region thresholds, or the most probable label (default: %(default)s)",
     )  # fmt: skip
     add(
-        "--mednext-spacing", type=float, nargs=3, default=(1.0, 1.0, 1.0), metavar=("Z", "Y", "X"),
-        help="voxel size in mm that they were trained at (default: 1 1 1)",
+        "--mednext-patch", type=int, nargs=3, metavar=("Z", "Y", "X"),
+        help="training patch of the MedNeXts (default: that of plans.pkl, or 128 128 128 as the reference's trainers)",
+    )  # fmt: skip
+    add(
+        "--mednext-spacing", type=float, nargs=3, metavar=("Z", "Y", "X"),
+        help="voxel size in mm that they were trained at (default: that of plans.pkl, or 1 1 1)",
+    )  # fmt: skip
+    add(
+        "--mednext-outputs", nargs=3, metavar="NAME",
+        help="without a dataset.json: what their outputs are, NCR ED ET after the background, or WT TC ET, in order",
     )  # fmt: skip
     add("--refinement", type=Path, metavar="DIR", help="bundle to take thresholds and subtypes from (default: none)")
     add("--name", default="imported", help="name of the bundle (default: imported)")
@@ -83,16 +123,14 @@ def import_checkpoints(given: argparse.Namespace) -> Bundle:
 
     Raises UsageError or BundleError, naming file, key or tensor, found and expected, for what is not as it must be.
     """
-    imported = []
-    if given.nnunet:
-        imported.append(import_nnunet(given.nnunet, given.folds, given.orientation))
-    if given.mednext:
-        patch, spacing = given.mednext_patch, given.mednext_spacing
-        imported.append(import_mednext(given.mednext, given.folds, patch=patch, spacing=spacing))
+    imported = _numbered("nnunet", [import_nnunet(folder, given.folds, given.orientation) for folder in given.nnunet])
+    imported |= _numbered("mednext", [_given_mednext(folder, given) for folder in given.mednext])
     if not imported:
         raise UsageError("import-checkpoints: found neither --nnunet nor --mednext, expected one or both")
+    weights = given.weights or [1.0] * len(imported)
+    if len(weights) != len(imported) or min(weights) <= 0:
+        raise UsageError(f"--weights {weights}: expected {len(imported)} numbers above 0, one of each model")
     refinement = contents_of(load_bundle(given.refinement)) if given.refinement else None
-    origins: dict[str, object] = {one.model.entry.name: dict(one.origin) for one in imported}
     return write_bundle(
         given.output,
         NewBundle(
@@ -103,43 +141,40 @@ def import_checkpoints(given: argparse.Namespace) -> Bundle:
             licence=given.licence,
             provenance=Provenance(
                 data_sets=(),
-                config={"imported": origins, "refinement": refinement.name if refinement else None},
+                config={
+                    "imported": {name: dict(one.origin) for name, one in imported.items()},
+                    "refinement": refinement.name if refinement else None,
+                },
                 code_revision=given.revision,
                 libraries={name: version(name) for name in ("torch", "numpy")},
-                ancestry=tuple(line for one in imported for line in one.ancestry),
+                ancestry=tuple(line for one in imported.values() for line in one.ancestry),
             ),
-            models=_weighted([one.model for one in imported], given.weights),
+            models=[
+                one.model(name, share / sum(weights))
+                for (name, one), share in zip(imported.items(), weights, strict=True)
+            ],
             thresholds=refinement.thresholds if refinement else LEAVE_ALONE,
             scores={},
             subtypes=refinement.subtypes if refinement else None,
             fold_subtypes=refinement.fold_subtypes if refinement else None,
             orientation=given.orientation,
+            decision=given.decision,
         ),
     )
 
 
-def _weighted(models: list[NewModel], weights: Sequence[float] | None) -> list[NewModel]:
-    if weights is not None and (len(models) != 2 or min(weights) <= 0):
-        raise UsageError(f"--weights {list(weights)}: expected two numbers above 0, with --nnunet and --mednext")
-    shares = list(weights or [1.0] * len(models))
-    return [
-        NewModel(
-            ModelEntry(
-                name=model.entry.name,
-                architecture=model.entry.architecture,
-                heads=model.entry.heads,
-                format=model.entry.format,
-                folds=model.entry.folds,
-                weight=share / sum(shares),
-            ),
-            model.plans,
-            model.networks,
-        )
-        for model, share in zip(models, shares, strict=True)
-    ]
+def _numbered(name: str, models: Sequence[Imported]) -> dict[str, Imported]:
+    """Models of one family by name: the name itself, then with 2, 3 and so on."""
+    return {f"{name}{number if number > 1 else ''}": model for number, model in enumerate(models, 1)}
 
 
-def import_nnunet(folder: Path, folds: Sequence[int] | None, orientation: str) -> Imported:
+def _given_mednext(folder: Path, given: argparse.Namespace) -> Imported:
+    return import_mednext(
+        folder, given.folds, patch=given.mednext_patch, spacing=given.mednext_spacing, outputs=given.mednext_outputs
+    )
+
+
+def import_nnunet(folder: Path, folds: Sequence[str] | None, orientation: str) -> Imported:
     """A trained-model folder of nnU-Net v2: `dataset.json`, `plans.json` and `fold_X/checkpoint_final.pth`.
 
     Plans and configuration must be those in every checkpoint, and the training must have mirrored every axis, since the
@@ -149,51 +184,79 @@ def import_nnunet(folder: Path, folds: Sequence[int] | None, orientation: str) -
     conventions = read_conventions(folder / "dataset.json")
     checkpoints = {fold: read_checkpoint(path) for fold, path in files.items()}
     configuration = _common_configuration(checkpoints)
-    plans = read_foreign_plans(folder / "plans.json", configuration, conventions, orientation)
+    batch_norm = any(name.endswith("running_mean") for name in next(iter(checkpoints.values())).tensors)
+    plans = read_foreign_plans(folder / "plans.json", configuration, conventions, orientation, batch_norm=batch_norm)
     stored = read_json(folder / "plans.json", "plans.json")
     for checkpoint in checkpoints.values():
         _check_training(checkpoint, stored)
-    return _imported("nnunet", folder, plans, conventions, checkpoints)
+    return _imported(folder, plans, conventions, checkpoints, "logits")
 
 
 def import_mednext(
-    folder: Path, folds: Sequence[int] | None, *, patch: Sequence[int], spacing: Sequence[float]
+    folder: Path,
+    folds: Sequence[str] | None,
+    *,
+    patch: Sequence[int] | None = None,
+    spacing: Sequence[float] | None = None,
+    outputs: Sequence[str] | None = None,
 ) -> Imported:
-    """A trained-model folder of mednextv1: `fold_X/model_final_checkpoint.model`, and a `dataset.json` beside.
+    """A trained-model folder of mednextv1: `fold_X/model_final_checkpoint.model`, and `plans.pkl` or `dataset.json`.
 
-    Its plans are pickles, which are never opened: variant, sizes and kernel follow from the tensors' names and shapes,
-    patch and spacing (Z, Y, X) are given, channels and heads stand in a `dataset.json` of nnU-Net v2's form. What
-    nnU-Net v1 does to brain MRI is assumed for the rest: crop to nonzero, z-score over the brain, splines.
-    Raises UsageError or BundleError.
+    Variant, sizes and kernel follow from the tensors' names and shapes. Patch and spacing (Z, Y, X) are those given, or
+    stand in the plans. Channels and heads stand in a `dataset.json` of nnU-Net v2's form; without one, channels stand
+    in the plans, and `outputs` says what the heads are. What nnU-Net v1 does to brain MRI is assumed for the rest: crop
+    to nonzero, z-score, splines. Raises UsageError or BundleError.
     """
     files = find_folds(folder, folds, MEDNEXT_FILE)
-    conventions = read_conventions(folder / "dataset.json")
+    old = read_old_plans(folder / "plans.pkl") if (folder / "plans.pkl").is_file() else _DEFAULT_PLANS
+    if (folder / "dataset.json").is_file() or not old.channel_names:
+        conventions = read_conventions(folder / "dataset.json")
+    elif outputs is None or tuple(sorted(outputs)) not in [tuple(sorted(heads)) for heads in _OUTPUTS]:
+        raise UsageError(f"{folder}: found no dataset.json, expected --mednext-outputs with NCR ED ET or WT TC ET")
+    else:
+        conventions = _conventions(old.channel_names, outputs, folder / "plans.pkl")
     checkpoints = {fold: read_checkpoint(path) for fold, path in files.items()}
     architectures = [mednext_architecture(checkpoint) for checkpoint in checkpoints.values()]
     if any(other != architectures[0] for other in architectures):
         raise UsageError(f"{folder}: found networks of different sizes in its folds, expected one")
-    plans = _mednext_plans(architectures[0], patch, spacing)
-    return _imported("mednext", folder, plans, conventions, checkpoints)
+    masks = [old.masks[channel] for channel in conventions.channels]
+    plans = _mednext_plans(architectures[0], patch or old.patch, spacing or old.spacing, masks)
+    return _imported(folder, plans, conventions, checkpoints, "probabilities")
 
 
-def find_folds(folder: Path, folds: Sequence[int] | None, file: str) -> dict[int, Path]:
-    """The checkpoints of the folds asked for, or of all that are there. Raises UsageError naming what is missing."""
+def _conventions(names: Sequence[str], outputs: Sequence[str], path: Path) -> Conventions:
+    """What a network's channels are by their names, and its heads by theirs: regions, or labels after background."""
+    regions = set(outputs) == set(REGIONS)
+    given = list(outputs) if regions else ["background", *outputs]
+    ours = list(REGIONS) if regions else ["background", *_OUTPUTS[1]]
+    order = tuple(given.index(name) for name in ours)
+    heads = "regions" if regions else "labels"
+    return Conventions(tuple(names), channel_order(names, path), heads, tuple(given), order)
+
+
+def find_folds(folder: Path, folds: Sequence[str] | None, file: str) -> dict[str, Path]:
+    """The checkpoints of the folds asked for, or of all that are there, by `0`, `1` and so on, or `all`.
+
+    A network that was trained on all cases is taken where it is asked for, or there is no other. Raises UsageError
+    naming what is missing.
+    """
     if not folder.is_dir():
         raise UsageError(f"{folder}: found no folder, expected a trained model's")
     there = sorted(path.name for path in folder.glob("fold_*") if path.is_dir())
-    numbers = sorted(int(name[5:]) for name in there if name[5:].isdecimal())
-    if not numbers:
+    numbers = sorted((name[5:] for name in there if name[5:].isdecimal()), key=int)
+    chosen = folds or numbers or ["all"] * ("fold_all" in there)
+    if not chosen:
         raise UsageError(
-            f"{folder}: found {', '.join(there) or 'no fold'}, expected fold_0, fold_1 …, each with {file}"
+            f"{folder}: found {', '.join(there) or 'no fold'}, expected fold_0, fold_1 … or fold_all, each with {file}"
         )
-    paths = {fold: folder / f"fold_{fold}" / file for fold in sorted(set(numbers if folds is None else folds))}
-    for path in paths.values():
-        if not path.is_file():
+    paths = {fold: folder / f"fold_{fold}" / file for fold in dict.fromkeys(chosen)}
+    for fold, path in paths.items():
+        if not (fold == "all" or fold.isdecimal()) or not path.is_file():
             raise UsageError(f"{path}: is missing; in {folder} are {', '.join(there)}")
     return paths
 
 
-def _common_configuration(checkpoints: Mapping[int, Checkpoint]) -> str:
+def _common_configuration(checkpoints: Mapping[str, Checkpoint]) -> str:
     """nnU-Net's configuration, which must be the same in all folds."""
     found = {str(_init_arguments(checkpoint).get("configuration")) for checkpoint in checkpoints.values()}
     if len(found) > 1:
@@ -224,32 +287,31 @@ def _check_training(checkpoint: Checkpoint, stored: object) -> None:
 
 
 def _imported(
-    name: str,
     folder: Path,
     plans: Mapping[str, object],
     conventions: Conventions,
-    checkpoints: Mapping[int, Checkpoint],
+    checkpoints: Mapping[str, Checkpoint],
+    averaging: str,
 ) -> Imported:
     """A model from its checked checkpoints; `plans` are already in the bundle's form."""
-    configurations = plans["configurations"]
-    assert isinstance(configurations, Mapping)
-    architecture = configurations[CONFIGURATION]["architecture"]
     try:
         read_plan(plans)
     except BundleError as error:
         raise UsageError(f"{folder}: {error}") from error
+    architecture = plan_section(plans, CONFIGURATION)["architecture"]
+    assert isinstance(architecture, Mapping)
     networks: dict[int, Mapping[str, FloatArray]] = {}
     files, ancestry = [], []
     for fold, checkpoint in checkpoints.items():
         tensors = deployed_tensors(checkpoint, architecture, conventions.outputs)
-        networks[fold] = in_our_order(tensors, architecture, conventions)
-        digest = hashlib.sha256(checkpoint.path.read_bytes()).hexdigest()
+        # A network of all cases has no number, and a bundle's folds are numbers.
+        networks[0 if fold == "all" else int(fold)] = in_our_order(tensors, architecture, conventions)
+        with checkpoint.path.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
         file = f"fold_{fold}/{checkpoint.path.name}"
         epoch = checkpoint.contents.get("current_epoch", checkpoint.contents.get("epoch"))
         files.append({"file": file, "sha256": digest, "epochs": epoch if isinstance(epoch, int) else None})
         ancestry.append(f"{folder.name}/{file} sha256 {digest}")
-    family = architecture_name(architecture)
-    entry = ModelEntry(name, family, conventions.heads, "safetensors", tuple(checkpoints), 1.0)
     origin = {
         "folder": folder.name,
         "trainer": str(next(iter(checkpoints.values())).contents.get("trainer_name", "not said")),
@@ -257,17 +319,16 @@ def _imported(
         "outputs": list(conventions.output_names),
         "checkpoints": files,
     }
-    return Imported(NewModel(entry, plans, networks), origin, tuple(ancestry))
+    family = architecture_name(architecture)
+    return Imported(family, conventions.heads, averaging, plans, networks, origin, tuple(ancestry))
 
 
 def _mednext_plans(
-    architecture: Mapping[str, object], patch: Sequence[int], spacing: Sequence[float]
+    architecture: Mapping[str, object], patch: Sequence[int], spacing: Sequence[float], masks: Sequence[bool]
 ) -> dict[str, object]:
     """Plans as nnU-Net v2 writes them, for what nnU-Net v1 does."""
     if any(size <= 0 or size % 16 for size in patch) or min(spacing) <= 0:
-        raise UsageError(
-            f"--mednext-patch {list(patch)}, --mednext-spacing {list(spacing)}: expected multiples of 16, mm above 0"
-        )
+        raise UsageError(f"found patch {list(patch)} and spacing {list(spacing)}, expected multiples of 16, mm above 0")
     function = "resample_data_or_seg_to_shape"
     common = {"is_seg": False, "order_z": 0, "force_separate_z": None}
     return {
@@ -280,7 +341,7 @@ def _mednext_plans(
                 "patch_size": list(patch),
                 "spacing": list(spacing),
                 "normalization_schemes": ["ZScoreNormalization"] * len(SEQUENCES),
-                "use_mask_for_norm": [True] * len(SEQUENCES),
+                "use_mask_for_norm": list(masks),
                 "resampling_fn_data": function,
                 "resampling_fn_data_kwargs": {**common, "order": 3},
                 "resampling_fn_probabilities": function,

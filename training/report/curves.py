@@ -76,7 +76,7 @@ def _read_log(path: Path) -> Mapping[str, object] | None:
     if not path.is_file():
         return None
     try:
-        content = read_plainly(path, mmap=True)
+        content = read_plainly(path)
     except UsageError as error:
         # One that is just being written, say.
         log.warning("report: a curve cannot be read: %s", error)
