@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.store import Bundle, load_bundle
 from inference.intake.scan import Scan
-from inference.labels import labels_from_regions
+from inference.labels import labels_from_regions, most_probable_labels
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
 from inference.refine.postprocess import RefinementRecord, refine
@@ -105,8 +105,12 @@ def predict_regions(
 
 def label_regions(scan: Scan, regions: RegionProbabilities, system: System) -> Result:
     """Second half: labels from regions, the subtype of the whole tumour, and cleaning with the thresholds that rule."""
-    predicted = labels_from_regions(regions.array, system.bundle.region_thresholds)
-    labels, refinement = refine(predicted, scan.spacing, scan.data, system.subtypes, system.bundle.thresholds)
+    bundle = system.bundle
+    if bundle.decision == "argmax":
+        predicted = most_probable_labels(regions.array)
+    else:
+        predicted = labels_from_regions(regions.array, bundle.region_thresholds)
+    labels, refinement = refine(predicted, scan.spacing, scan.data, system.subtypes, bundle.thresholds)
     return Result(labels, regions, refinement)
 
 

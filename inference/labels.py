@@ -68,6 +68,21 @@ def labels_from_regions(
     return labels
 
 
+def most_probable_labels(probabilities: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The most probable label (X, Y, Z) by region probabilities (3, X, Y, Z) of networks with label heads.
+
+    Sums over labels go back to their parts exactly: background is 1 - WT, NCR is TC - ET, ED is WT - TC. Also of means
+    over networks, since a mean of sums is the sum of means. Equal probabilities fall to the lower label, as in numpy.
+    """
+    whole, core, enhancing = probabilities
+    labels = np.zeros(whole.shape, np.uint8)
+    highest = 1 - whole
+    for label, probability in ((Label.NCR, core - enhancing), (Label.ED, whole - core), (Label.ET, enhancing)):
+        labels[probability > highest] = label
+        np.maximum(highest, probability, out=highest)
+    return labels
+
+
 def regions_from_label_probabilities(softmax: NDArray[np.float32]) -> NDArray[np.float32]:
     """Region probabilities (3, ...) from a label head's softmax (4, ...) over background, NCR, ED, ET."""
     _, necrosis, oedema, enhancing = softmax

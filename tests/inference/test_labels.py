@@ -5,7 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inference.labels import REGIONS, labels_from_regions, region_mask, regions_from_label_probabilities
+from inference.labels import (
+    REGIONS,
+    labels_from_regions,
+    most_probable_labels,
+    region_mask,
+    regions_from_label_probabilities,
+)
 
 VOXELS = np.array([[[0, 1, 2, 3]]], np.uint8)
 
@@ -42,3 +48,21 @@ def test_each_region_has_its_own_threshold():
 def test_label_probabilities_add_up_to_regions():
     softmax = np.array([0.1, 0.2, 0.3, 0.4], np.float32).reshape(4, 1, 1, 1)
     assert regions_from_label_probabilities(softmax).ravel() == pytest.approx([0.9, 0.6, 0.4])
+
+
+def test_the_most_probable_label_is_the_argmax_of_averaged_softmaxes():
+    logits = np.random.default_rng(0).normal(size=(3, 4, 9, 8, 7)).astype(np.float32)
+    softmaxes = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    regions = np.mean([regions_from_label_probabilities(softmax) for softmax in softmaxes], axis=0, dtype=np.float32)
+    found = most_probable_labels(regions)
+    assert found.dtype == np.uint8
+    assert set(np.unique(found)) == {0, 1, 2, 3}
+    np.testing.assert_array_equal(found, softmaxes.mean(axis=0).argmax(axis=0))
+
+
+def test_equal_probabilities_fall_to_the_lower_label():
+    assert most_probable_labels(np.zeros((3, 1, 1, 1), np.float32)).item() == 0
+    regions = np.array([0.5, 0.0, 0.0], np.float32).reshape(3, 1, 1, 1)
+    assert most_probable_labels(regions).item() == 0
+    regions = np.array([1.0, 0.5, 0.0], np.float32).reshape(3, 1, 1, 1)
+    assert most_probable_labels(regions).item() == 1
