@@ -1,8 +1,11 @@
 #!/usr/bin/env bash
 # The one front door. Usage: ./build.sh COMMAND; without a command this text.
 #
-#   demo    set everything up, segment a synthetic case with the embedded bundle, score it, draw it (in demo/)
-#   test    set everything up and run the tests
+#   demo    segment a synthetic case with the embedded bundle, score it, draw it (in demo/); sets up .venv-cpu, without
+#           PyTorch: 300 MB to download, 1.1 GB on disk
+#   test    set everything up in .venv, with PyTorch (8 GB), and run the tests that take seconds; arguments go to pytest
+#   test-slow
+#           the tests that take minutes: training on phantoms, the documentation's blocks, agreement of engines
 #   lint    ruff and mypy
 #   image   [--cpu | --training] [--bundle DIR] [--base IMAGE] [--run-as UID:GID] [--tag NAME:TAG]
 #           build a container image with docker, podman or buildah, whichever works: glioma-africa:inference (what is
@@ -14,29 +17,79 @@
 #           build images on a Debian base made here and run every calling form in them (root, buildah, debootstrap)
 #   docs    build the documentation (docs/_build/html), warnings are errors
 #   lock    pin every dependency anew (locks/*.txt)
-#   setup   only make the environment (.venv), from locks/dev.txt
+#   setup   [--cpu]
+#           only make the environment: .venv from locks/dev.txt, or .venv-cpu from locks/cpu.txt
+#
+# Python 3.11 is used where it is found (or PYTHON names it); through another python3, uv comes and fetches 3.11 itself.
 set -euo pipefail
 cd "$(dirname "$0")"
 
 UV_VERSION=0.13.9
 
-# uv comes from wherever pip finds packages, into an environment of its own.
-uv() {
-    if [ ! -x .venv-tools/bin/uv ]; then
-        "${PYTHON:-python3.11}" -m venv .venv-tools
-        .venv-tools/bin/pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
-    fi
-    .venv-tools/bin/uv "$@"
+is_311() { "$1" -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' 2> /dev/null; }
+
+# The Python that is there, the right one if possible.
+found_python() {
+    local candidate
+    for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3; do
+        if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 9))' 2> /dev/null; then echo "$candidate"; return; fi
+    done
+    return 1
 }
 
-# The environment is made anew only when its lock has changed. pyradiomics is compiled (gcc is needed, for seconds), and
-# so is Python code, once: where it cannot be cached later, every start would take seconds more.
+# Whether C can be compiled, against Python where that is the system's: a Python that uv fetches brings its own headers.
+can_compile() {
+    local include="" headers='#include <stdio.h>'
+    if is_311 "$1"; then
+        include="$("$1" -c 'import sysconfig; print(sysconfig.get_path("include"))')"
+        headers='#include <Python.h>'
+    fi
+    gcc -fsyntax-only ${include:+"-I$include"} -xc - <<< "$headers" 2> /dev/null
+}
+
+# Everything that is missing is said at once, and before anything is downloaded.
+check_needs() { # LOCK
+    local python missing=""
+    if ! python="$(found_python)"; then
+        missing=" python3 python3-venv"
+    elif [ ! -x .venv-tools/bin/uv ] && ! "$python" -c 'import ensurepip, venv' 2> /dev/null; then
+        missing=" python3-venv"
+    fi
+    # pyradiomics has no wheel: it is compiled here, for seconds.
+    if grep --quiet '^pyradiomics' "$1" && ! can_compile "${python:-python3.11}"; then
+        missing="$missing gcc libc6-dev python3-dev"
+    fi
+    [ -z "$missing" ] || { echo "build.sh: something is missing. On Debian or Ubuntu: apt-get install$missing" >&2; exit 2; }
+}
+
+# uv comes from wherever pip finds packages, into an environment of its own; so does a Python that it fetches.
+uv() {
+    if [ ! -x .venv-tools/bin/uv ]; then
+        "$(found_python)" -m venv .venv-tools
+        .venv-tools/bin/pip install --quiet --disable-pip-version-check "uv==$UV_VERSION"
+    fi
+    UV_PYTHON_INSTALL_DIR="$PWD/.venv-tools/python" .venv-tools/bin/uv "$@"
+}
+
+# An environment is made anew only when its lock has changed. Python code is compiled once: where it cannot be cached
+# later, every start would take seconds more.
+environment() { # FOLDER LOCK
+    local python
+    if cmp --silent "$2" "$1/lock.txt"; then return; fi
+    check_needs "$2"
+    python="$(found_python)"
+    is_311 "$python" || python=3.11
+    [ -x "$1/bin/python" ] || uv venv --quiet --python "$python" "$1"
+    VIRTUAL_ENV="$1" uv pip sync --quiet --compile-bytecode --require-hashes "$2"
+    cp "$2" "$1/lock.txt"
+}
+
 setup() {
-    if cmp --silent locks/dev.txt .venv/lock.txt; then return; fi
-    command -v gcc > /dev/null || { echo "build.sh: gcc is needed to compile pyradiomics (Debian: apt-get install gcc)" >&2; exit 2; }
-    [ -x .venv/bin/python ] || uv venv --quiet --python "${PYTHON:-python3.11}" .venv
-    VIRTUAL_ENV=.venv uv pip sync --quiet --compile-bytecode --require-hashes locks/dev.txt
-    cp locks/dev.txt .venv/lock.txt
+    case "${1:-}" in
+        --cpu) environment .venv-cpu locks/cpu.txt ;;
+        "") environment .venv locks/dev.txt ;;
+        *) echo "build.sh: setup: unknown option $1" >&2; return 2 ;;
+    esac
 }
 
 lock() {
@@ -49,17 +102,27 @@ lock() {
 }
 
 demo() {
-    setup
+    setup --cpu
+    local python=.venv-cpu/bin/python
     rm -rf demo
-    .venv/bin/python -m training phantoms --count 1 --seed 7 --output demo/input --labels demo/reference
-    .venv/bin/python -m inference infer --data_path demo/input --output_path demo/output \
+    "$python" -m training phantoms --count 1 --seed 7 --output demo/input --labels demo/reference
+    "$python" -m inference infer --data_path demo/input --output_path demo/output \
         --record demo/record.json --report demo/report
-    .venv/bin/python -m training evaluate --reference demo/reference --prediction demo/output --version 2023 \
+    "$python" -m training picture --input demo/input --reference demo/reference --prediction demo/output \
+        --output demo/demo.png &
+    "$python" -m training evaluate --reference demo/reference --prediction demo/output --version 2023 \
         --output demo/scores.json --table demo/scores.md
-    head -n 5 demo/scores.md
-    .venv/bin/python -m training picture --input demo/input --reference demo/reference --prediction demo/output \
-        --output demo/demo.png
-    echo "picture: demo/demo.png    page: demo/report/index.html"
+    wait $!
+    cat << END
+
+The score against the phantom's truth (demo/scores.md has all of it):
+$(head -n 5 demo/scores.md)
+
+Page, to open in a browser:  demo/report/index.html
+Picture:                     demo/demo.png
+Next, your own scans, in IN/<ID>/<ID>-t1n.nii.gz, -t1c, -t2w and -t2f:
+  $python -m inference infer --data_path IN --output_path OUT --record record.json --report report
+END
 }
 
 # docker is often installed where no daemon answers.
@@ -125,11 +188,13 @@ export_image() {
 }
 
 case "${1:-}" in
-    demo | lock | setup) "$1" ;;
+    demo | lock) "$1" ;;
+    setup) shift; setup "$@" ;;
     image) shift; image "$@" ;;
     export) shift; export_image "$@" ;;
     image-test) setup; shift; .venv/bin/python -m tests.image.calls "$@" ;;
     test) setup; shift; .venv/bin/python -m pytest "$@" ;;
+    test-slow) setup; shift; .venv/bin/python -m pytest -m slow "$@" ;;
     docs) setup; .venv/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html; echo "docs/_build/html/index.html" ;;
     lint) setup; .venv/bin/ruff check; .venv/bin/ruff format --check; .venv/bin/mypy ;;
     *) sed -n '2,/^set/{/^#/s/^# \{0,1\}//p}' "$0"; [ -z "${1:-}" ] || exit 2 ;;
