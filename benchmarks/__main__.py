@@ -18,6 +18,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "speed": "seconds and memory of whole cases, as `infer` goes through them",
     "nnunet": "nnU-Net's own predictor against ours, on the same weights and tiles",
     "agreement": "whether agreement of the networks tells how good a segmentation is",
+    "ranked": "the ranked system's own container and the bundle imported from it, on the same cases",
     "scoring": "seconds of the lesion-wise scores on full-size cases",
 }
 """Each command is the module of its name: its docstring, `add_arguments` and `run`."""

@@ -1,0 +1,132 @@
+"""The ranked system's own container and the bundle that was imported from it, on the same cases.
+
+The original runs through the `brats` package (`AfricaAlgorithms.BraTS24_1`), which needs Docker, a GPU and the package
+(`pip install brats`); with `--program`, any command that takes a folder of cases and one for label maps stands in its
+place; with `--original`, label maps that it made earlier are read. The bundle runs as `python -m inference infer`.
+The result, as JSON, has per case the voxels whose label differs and the Dice of each region between the two, and the
+seconds per case of both. Equal systems differ in a few voxels, since one of them computes in half precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.measuring import tell
+from inference.errors import ExitStatus, FolderError, UsageError
+from inference.labels import REGIONS, region_mask
+from training.evaluation.files import check_geometry, find_label_maps, read_label_map
+
+_ALGORITHM: Final = "BraTS24_1"
+"""The ranked system's name in the `brats` package, among those for African scans."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of `ranked`."""
+    add = parser.add_argument
+    add("--input", type=Path, required=True, metavar="DIR", help="folder of cases, ID/ID-t1n.nii.gz and so on")
+    add("--bundle", type=Path, required=True, metavar="DIR", help="what `import-ranked` wrote")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for both systems' label maps")
+    original = parser.add_mutually_exclusive_group()
+    original.add_argument("--program", metavar="WORDS", help="run `WORDS CASES LABELS` instead of the container")
+    original.add_argument("--original", type=Path, metavar="DIR", help="the original's label maps, made earlier")
+    add("--profile", default="paper", choices=("paper", "fast"), help="the bundle's (default: %(default)s)")
+    add("--cuda-devices", default="0", metavar="N", help="GPUs of the container (default: %(default)s)")
+    add("--json", type=Path, metavar="FILE", help="write the result to a file as well")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run both systems and tell where they differ."""
+    ours, theirs = arguments.output / "imported", arguments.original or arguments.output / "original"
+    seconds: dict[str, float] = {}
+    if arguments.original is None:
+        theirs.mkdir(parents=True, exist_ok=True)
+        original = _program(arguments.program) if arguments.program else _container(arguments.cuda_devices)
+        seconds["original"] = _timed(original, arguments.input, theirs)
+    infer = [sys.executable, "-m", "inference", "infer", "--bundle", str(arguments.bundle)]
+    infer += ["--profile", arguments.profile, "-i", "{}", "-o", "{}"]
+    seconds["imported"] = _timed(_words(infer), arguments.input, ours)
+    cases = compare(theirs, ours)
+    per_case = {system: round(spent / len(cases), 2) for system, spent in seconds.items()}
+    tell({"seconds_per_case": per_case, "cases": cases}, arguments.json)
+    return ExitStatus.OK
+
+
+def compare(theirs: Path, ours: Path) -> dict[str, dict[str, float]]:
+    """Differing voxels, and Dice of each region, of every case that both folders of label maps have.
+
+    Raises FolderError where one system lacks a case, CaseError for maps on different grids.
+    """
+    first, second = find_label_maps(theirs), find_label_maps(ours)
+    if set(first) != set(second):
+        missing = ", ".join(sorted(set(first) ^ set(second))[:5])
+        raise FolderError(f"{theirs}, {ours}: {missing}: found a label map of one system only, expected both")
+    found: dict[str, dict[str, float]] = {}
+    for case, paths in first.items():
+        one, other = read_label_map(paths, case), read_label_map(second[case], case)
+        check_geometry(one, other, case)
+        masks = {region: [region_mask(side.labels, region) for side in (one, other)] for region in REGIONS}
+        found[case] = {"differing_voxels": int(np.count_nonzero(one.labels != other.labels))}
+        found[case] |= {f"dice_{region}": _dice(*pair) for region, pair in masks.items()}
+    return found
+
+
+def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Dice of two masks; 1 where both are empty."""
+    total = np.count_nonzero(first) + np.count_nonzero(second)
+    return round(2 * np.count_nonzero(first & second) / total, 6) if total else 1.0
+
+
+_System = Callable[[Path, Path], None]
+
+
+def _timed(system: _System, cases: Path, labels: Path) -> float:
+    begin = time.perf_counter()
+    system(cases, labels)
+    return time.perf_counter() - begin
+
+
+def _program(words: str) -> _System:
+    return _words([*shlex.split(words), "{}", "{}"])
+
+
+def _words(words: list[str]) -> _System:
+    """A system that is a command, with the folders of cases and labels in the place of `{}`."""
+
+    def system(cases: Path, labels: Path) -> None:
+        folders = iter((str(cases), str(labels)))
+        command = [next(folders) if word == "{}" else word for word in words]
+        try:
+            done = subprocess.run(command, check=False)  # noqa: S603 (what the user asked for)
+        except OSError as error:
+            raise UsageError(f"{command[0]}: cannot be run ({error.strerror})") from error
+        if done.returncode:
+            raise UsageError(f"{shlex.join(command)}: exit status {done.returncode}, expected 0")
+
+    return system
+
+
+def _container(devices: str) -> _System:
+    """The original through the `brats` package."""
+    try:
+        from brats import AfricaSegmenter
+        from brats.constants import AfricaAlgorithms
+    except ImportError as error:
+        raise UsageError(
+            "no package brats: `pip install brats` (and Docker), or give --program or --original"
+        ) from error
+
+    def system(cases: Path, labels: Path) -> None:
+        segmenter = AfricaSegmenter(algorithm=AfricaAlgorithms[_ALGORITHM], cuda_devices=devices)
+        segmenter.infer_batch(data_folder=cases, output_folder=labels)
+
+    return system
