@@ -19,7 +19,7 @@ from inference.bundle.store import Model
 from inference.errors import ExitStatus, UsageError
 from inference.intake.scan import read_scan
 from inference.labels import REGIONS, SEQUENCES
-from inference.predict.engines import Engine, forward_count, heads_of
+from inference.predict.engines.base import Engine, forward_count, heads_of, region_probabilities
 from inference.predict.networks import build_network, load_weights
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from inference.predict.tiling import MIRRORINGS, windows
@@ -104,8 +104,6 @@ def _nnunet(
     """Region probabilities (3, Z, Y, X) of the model's first network by nnU-Net's predictor, and what it took."""
     import torch
 
-    from inference.predict.engines.torch_engine import region_probabilities
-
     torch.set_num_threads(threads)
     # The predictor switches cuDNN's search on for the whole process.
     searches = torch.backends.cudnn.benchmark
@@ -117,7 +115,7 @@ def _nnunet(
             logits = predictor.predict_logits_from_preprocessed_data(torch.from_numpy(array))
     finally:
         torch.backends.cudnn.benchmark = searches
-    return region_probabilities(logits.float().cpu(), model.heads).numpy(), took
+    return region_probabilities(logits.float().cpu().numpy(), model.heads), took
 
 
 def _predictor(model: Model, device: str, *, mirrored: bool) -> nnUNetPredictor:

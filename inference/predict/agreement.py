@@ -13,7 +13,7 @@ from inference.labels import REGIONS
 
 @dataclass(frozen=True)
 class Agreement:
-    """What single networks say, against what the ensemble of them says."""
+    """How single networks compare with the ensemble of them."""
 
     spread: NDArray[np.float32]
     """(3, X, Y, Z), WT TC ET: standard deviation over networks of the probability, weighted by their
@@ -24,7 +24,7 @@ class Agreement:
 
 
 class Comparison:
-    """Hears every network of an ensemble once, and then compares all of them with their weighted mean.
+    """Takes in every network of an ensemble once, and then compares all of them with their weighted mean.
 
     Masks are kept as bits: the mean is known only at the end, and ten probability maps would not fit everywhere.
     """
@@ -34,15 +34,15 @@ class Comparison:
         self._squares: NDArray[np.float32] | None = None
         self._masks: list[tuple[float, NDArray[np.uint8]]] = []
 
-    def hear(self, probabilities: NDArray[np.float32], share: float) -> None:
+    def update(self, probabilities: NDArray[np.float32], share: float) -> None:
         """Take in what one network says of the crop (3, X, Y, Z); the shares of all networks add up to 1."""
         squares = np.square(probabilities)
         squares *= np.float32(share)
         self._squares = squares if self._squares is None else np.add(self._squares, squares, out=self._squares)
         self._masks.append((share, self._bits(probabilities)))
 
-    def conclude(self, mean: NDArray[np.float32]) -> Agreement:
-        """The agreement of all that was heard with the ensemble's probabilities of the crop (3, X, Y, Z)."""
+    def finalise(self, mean: NDArray[np.float32]) -> Agreement:
+        """The agreement of all that was taken in with the ensemble's probabilities of the crop (3, X, Y, Z)."""
         assert self._squares is not None, "an ensemble has at least one network"
         # Rounding can take a variance of nothing below zero.
         spread = np.sqrt(np.maximum(self._squares - np.square(mean), 0))

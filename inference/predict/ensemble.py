@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -12,8 +13,8 @@ from numpy.typing import NDArray
 from inference.errors import DeviceError
 from inference.labels import REGIONS
 from inference.predict.agreement import Agreement, Comparison
-from inference.predict.engines import Engine, Heed, NetworkSource, forward_count
-from inference.predict.preprocess import Preprocessed, preprocess_for_all, read_plan, to_canonical_axes
+from inference.predict.engines.base import Engine, NetworkSource, forward_count
+from inference.predict.preprocess import Preprocessed, preprocess_for_all, read_plan
 from inference.settings import Profile
 
 Progress = Callable[[int, int], None]
@@ -59,56 +60,41 @@ def predict(
     with their mean, each on the scan's grid; in `fast` on a CPU that takes about a third longer. Raises BundleError for
     plans or networks that are refused, and DeviceError when memory does not suffice or a model's answer is not finite.
     """
-    data = _turned(data, bundle.orientation)
-    prepared = preprocess_for_all(data, spacing, [read_plan(model.plans) for model in bundle.models])
-    passes = (
+    plans = [read_plan(model.plans) for model in bundle.models]
+    prepared = preprocess_for_all(data, spacing, plans, bundle.orientation)
+    advance = _counter(_passes(bundle, prepared, profile), progress)
+    weights = np.array([model.weight for model in bundle.models], np.float32)
+    comparison = None if compare_at is None else Comparison(compare_at)
+    # All models crop to the same box, that of the voxels which are not zero.
+    total = np.zeros((len(REGIONS), *(side.stop - side.start for side in prepared[0].box)), np.float32)
+    for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
+        update = None
+        if comparison is not None:
+            share = float(weight) / len(model.folds)
+            update = partial(_compare, comparison, scan, share)
+        crop = engine.mean_over_folds(model, scan, profile, advance, update)
+        if not np.isfinite(crop).all():
+            # NaN would pass for no tumour.
+            raise DeviceError(
+                f"{model.name}: its networks gave probabilities that are no numbers; try another --engine"
+            )
+        total += weight * scan.to_scan_axes(crop)
+    whole = prepared[0].to_whole_scan(total)
+    if comparison is None:
+        return RegionProbabilities(whole)
+    agreement = comparison.finalise(total)
+    return RegionProbabilities(whole, replace(agreement, spread=prepared[0].to_whole_scan(agreement.spread)))
+
+
+def _passes(bundle: NetworkBundle, prepared: Sequence[Preprocessed], profile: Profile) -> int:
+    return sum(
         len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
         for model, scan in zip(bundle.models, prepared, strict=True)
     )
-    advance = _counter(sum(passes), progress)
-    weights = np.array([model.weight for model in bundle.models], np.float32)
-    probabilities = np.zeros((len(REGIONS), *prepared[0].scan_shape), np.float32)
-    comparison = None if compare_at is None else Comparison(compare_at)
-    for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
-        heed = None if comparison is None else _listener(comparison, scan, float(weight) / len(model.folds))
-        crop = _finite(engine.mean_over_folds(model, scan, profile, advance, heed), model)
-        _add(probabilities, crop, scan, weight)
-    seen = _turned(probabilities, bundle.orientation)
-    if comparison is None:
-        return RegionProbabilities(seen)
-    # All models crop to the same box, that of the voxels which are not zero.
-    inside = (slice(None), *(slice(*span) for span in prepared[0].box))
-    agreement = comparison.conclude(probabilities[inside])
-    spread = np.zeros_like(probabilities)
-    spread[inside] = agreement.spread
-    return RegionProbabilities(seen, replace(agreement, spread=_turned(spread, bundle.orientation)))
 
 
-def _finite(crop: NDArray[np.float32], model: NetworkSource) -> NDArray[np.float32]:
-    """A model's probabilities (3, Z, Y, X), of which DeviceError refuses NaN: it would pass for no tumour."""
-    if not np.isfinite(crop).all():
-        raise DeviceError(f"{model.name}: its networks gave probabilities that are no numbers; try another --engine")
-    return crop
-
-
-def _turned(array: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:
-    """An array (C, X, Y, Z) in RAS as one in `orientation`, or the other way round: LPS has X and Y reversed."""
-    return array if orientation == "RAS" else np.ascontiguousarray(array[:, ::-1, ::-1])
-
-
-def _listener(comparison: Comparison, scan: Preprocessed, share: float) -> Heed:
-    """Hands what a network says on, in the scan's axes."""
-
-    def heed(crop: NDArray[np.float32]) -> None:
-        comparison.hear(to_canonical_axes(crop, scan), share)
-
-    return heed
-
-
-def _add(total: NDArray[np.float32], crop: NDArray[np.float32], scan: Preprocessed, weight: np.float32) -> None:
-    """Add a weighted array (3, Z, Y, X) of the crop to a total (3, X, Y, Z) of the whole scan."""
-    (x0, x1), (y0, y1), (z0, z1) = scan.box
-    total[:, x0:x1, y0:y1, z0:z1] += weight * to_canonical_axes(crop, scan)
+def _compare(comparison: Comparison, scan: Preprocessed, share: float, crop: NDArray[np.float32]) -> None:
+    comparison.update(scan.to_scan_axes(crop), share)
 
 
 def _counter(total: int, progress: Progress | None) -> Callable[[], None]:

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import Box, bounding_box
 from inference.errors import BundleError
 from inference.labels import SEQUENCES
 from inference.predict.resampling import Resampling, read_resampling, resample
+from inference.predict.tiling import Triple
 
-Triple = tuple[int, int, int]
-"""One whole number per spatial axis."""
-Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
-"""First index, and the one after the last, per spatial axis."""
+Number = TypeVar("Number", int, float)
 _SMALLEST_DEVIATION: Final = 1e-8
 
 
@@ -48,12 +47,12 @@ class Plan:
 
 @dataclass(frozen=True)
 class Preprocessed:
-    """A scan as a network sees it, with what leads back to the scan."""
+    """A scan as a network sees it, and the way back to the scan: to the crop's grid, to its axes, to the whole."""
 
     array: NDArray[np.float32]
     """(4, Z, Y, X) in the network's axes and on its grid."""
     box: Box
-    """Where the crop lies in the scan's (X, Y, Z)."""
+    """Where the crop lies in (X, Y, Z) of the scan as it was turned to `orientation`."""
     scan_shape: Triple
     """(X, Y, Z) of the whole scan."""
     crop_shape: Triple
@@ -62,6 +61,24 @@ class Preprocessed:
     """The scan's spacing in mm, in the network's axes."""
     plan: Plan
     """By which it was made."""
+    orientation: str
+    """Orientation of the array: `RAS`, as the scan, or `LPS`."""
+
+    def to_crop_grid(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits or probabilities (C, Z, Y, X) on the network's grid, brought to the crop at the scan's spacing."""
+        plan = self.plan
+        return resample(array, self.crop_shape, plan.spacing, self.crop_spacing, plan.logits_resampling)
+
+    def to_scan_axes(self, crop: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An array (C, Z, Y, X) of the crop in the network's axes as a view (C, X, Y, Z)."""
+        back = np.argsort(_axis_order(self.plan))
+        return crop.transpose(0, *(int(axis) + 1 for axis in back))
+
+    def to_whole_scan(self, crop: NDArray[np.float32]) -> NDArray[np.float32]:
+        """An array (C, X, Y, Z) of the crop as one of the whole scan in RAS, zero outside."""
+        whole = np.zeros((crop.shape[0], *self.scan_shape), np.float32)
+        _turned(whole, self.orientation)[:, *self.box] = crop
+        return whole
 
 
 def read_plan(plans: Mapping[str, object], configuration: str = "3d_fullres") -> Plan:
@@ -114,97 +131,69 @@ def plan_section(plans: Mapping[str, object], configuration: str = "3d_fullres")
     return merged
 
 
-def preprocess(data: NDArray[np.float32], spacing: Sequence[float], plan: Plan) -> Preprocessed:
+def preprocess(
+    data: NDArray[np.float32], spacing: Sequence[float], plan: Plan, orientation: str = "RAS"
+) -> Preprocessed:
     """What a network of `plan` sees of a scan (4, X, Y, Z) in canonical RAS with voxels of `spacing` (x, y, z) mm.
 
-    Cropped to the box of voxels that are not zero in some sequence, z-scored per sequence, resampled to the plan's
-    spacing where it differs. The scan is left as it is.
+    Turned to `orientation` (`RAS` or `LPS`), cropped to the box of voxels that are not zero in some sequence, z-scored
+    per sequence, resampled to the plan's spacing where it differs. The scan is left as it is.
     """
-    return preprocess_for_all(data, spacing, [plan])[0]
+    return preprocess_for_all(data, spacing, [plan], orientation)[0]
 
 
 def preprocess_for_all(
-    data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan]
+    data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan], orientation: str = "RAS"
 ) -> list[Preprocessed]:
     """What each of several plans makes of a scan, as :func:`preprocess` says; what they have in common is done once."""
+    turned = _turned(data, orientation)
     crops: dict[tuple[object, ...], tuple[NDArray[np.float32], Box]] = {}
     made: dict[tuple[object, ...], Preprocessed] = {}
     for plan in plans:
         cropped = plan.masked, plan.transpose
         if cropped not in crops:
-            crops[cropped] = _scored_crop(data, plan)
+            crops[cropped] = _scored_crop(turned, plan)
         if plan.preprocessing not in made:
-            made[plan.preprocessing] = _resampled(*crops[cropped], data.shape[1:], spacing, plan)
+            crop, box = crops[cropped]
+            order = _axis_order(plan)
+            crop_spacing = _triple([float(spacing[axis]) for axis in order])
+            sizes = zip(crop_spacing, plan.spacing, crop.shape[1:], strict=True)
+            # At least 1, where nnU-Net would come to an array without a voxel.
+            shape = [max(1, round(old / new * size)) for old, new, size in sizes]
+            made[plan.preprocessing] = Preprocessed(
+                array=resample(crop, shape, crop_spacing, plan.spacing, plan.data_resampling),
+                box=tuple(box[axis] for axis in np.argsort(order)),
+                scan_shape=_triple(data.shape[1:]),
+                crop_shape=_triple(crop.shape[1:]),
+                crop_spacing=crop_spacing,
+                plan=plan,
+                orientation=orientation,
+            )
     return [replace(made[plan.preprocessing], plan=plan) for plan in plans]
+
+
+def _turned(array: NDArray[np.float32], orientation: str) -> NDArray[np.float32]:
+    """A view of an array (C, X, Y, Z) in RAS as `orientation` has it, or the other way: LPS has X and Y reversed."""
+    return array if orientation == "RAS" else array[:, ::-1, ::-1]
 
 
 def _scored_crop(data: NDArray[np.float32], plan: Plan) -> tuple[NDArray[np.float32], Box]:
     """The crop (4, Z, Y, X) in the network's axes with its sequences z-scored, and its box in those axes."""
     turned = data.transpose(0, *(axis + 1 for axis in _axis_order(plan)))
     mask = (turned != 0).any(axis=0)
-    box = _bounding_box(mask)
-    (z0, z1), (y0, y1), (x0, x1) = box
-    brain = _without_holes(mask[z0:z1, y0:y1, x0:x1])
-    crop = turned[:, z0:z1, y0:y1, x0:x1]
-    images = [_z_score(image, brain if masked else None) for image, masked in zip(crop, plan.masked, strict=True)]
+    # A scan of nothing but zeros is not cropped.
+    box = bounding_box(mask) if mask.any() else tuple(slice(0, size) for size in mask.shape)
+    brain = _without_holes(mask[box])
+    images = [
+        _z_score(image, brain if masked else None) for image, masked in zip(turned[:, *box], plan.masked, strict=True)
+    ]
     return np.stack(images), box
-
-
-def _resampled(
-    crop: NDArray[np.float32], box: Box, scan_shape: Sequence[int], spacing: Sequence[float], plan: Plan
-) -> Preprocessed:
-    order = _axis_order(plan)
-    first, second, third = (float(spacing[axis]) for axis in order)
-    crop_spacing = first, second, third
-    sizes = zip(crop_spacing, plan.spacing, crop.shape[1:], strict=True)
-    shape = [round(old / new * size) for old, new, size in sizes]
-    back = np.argsort(order)
-    return Preprocessed(
-        array=resample(crop, shape, crop_spacing, plan.spacing, plan.data_resampling),
-        box=(box[back[0]], box[back[1]], box[back[2]]),
-        scan_shape=_triple(scan_shape),
-        crop_shape=_triple(crop.shape[1:]),
-        crop_spacing=crop_spacing,
-        plan=plan,
-    )
-
-
-def to_crop_grid(array: NDArray[np.float32], prepared: Preprocessed) -> NDArray[np.float32]:
-    """Logits or probabilities (C, Z, Y, X) on the network's grid, resampled to the crop at the scan's own spacing."""
-    plan = prepared.plan
-    return resample(array, prepared.crop_shape, plan.spacing, prepared.crop_spacing, plan.logits_resampling)
-
-
-def to_canonical_axes(array: NDArray[np.float32], prepared: Preprocessed) -> NDArray[np.float32]:
-    """An array (C, Z, Y, X) in the network's axes as a view (C, X, Y, Z)."""
-    back = np.argsort(_axis_order(prepared.plan))
-    return array.transpose(0, *(int(axis) + 1 for axis in back))
-
-
-def to_scan_grid(array: NDArray[np.float32], prepared: Preprocessed) -> NDArray[np.float32]:
-    """Logits or probabilities (C, Z, Y, X) on the network's grid as (C, X, Y, Z) of the whole scan, zero outside."""
-    crop = to_canonical_axes(to_crop_grid(array, prepared), prepared)
-    whole = np.zeros((crop.shape[0], *prepared.scan_shape), np.float32)
-    (x0, x1), (y0, y1), (z0, z1) = prepared.box
-    whole[:, x0:x1, y0:y1, z0:z1] = crop
-    return whole
 
 
 def _axis_order(plan: Plan) -> Triple:
     """Which of (X, Y, Z) each of the network's axes is."""
     first, second, third = plan.transpose
     return 2 - first, 2 - second, 2 - third
-
-
-def _bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """The smallest box around a mask; the whole array where the mask is empty."""
-
-    def span(axis: int) -> tuple[int, int]:
-        others = tuple(other for other in range(3) if other != axis)
-        inside = np.flatnonzero(mask.any(axis=others))
-        return (int(inside[0]), int(inside[-1]) + 1) if inside.size else (0, mask.shape[axis])
-
-    return span(0), span(1), span(2)
 
 
 def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -245,6 +234,6 @@ def _three(values: object, key: str) -> tuple[float, float, float]:
     raise BundleError(f"plans: {key}: found {values!r}, expected three numbers")
 
 
-def _triple(shape: Sequence[int]) -> Triple:
-    first, second, third = shape
+def _triple(values: Sequence[Number]) -> tuple[Number, Number, Number]:
+    first, second, third = values
     return first, second, third

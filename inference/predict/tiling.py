@@ -1,4 +1,4 @@
-"""Where tiles lie, how they are weighted and how they are mirrored: nnU-Net's sliding window, as arrays and numbers.
+"""Where tiles lie, how they are weighted, mirrored and padded: nnU-Net's sliding window, as arrays and numbers.
 
 nnU-Net accumulates in half precision; here sums are in single precision, which is what it would give without rounding.
 """
@@ -14,8 +14,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.predict.preprocess import Box, Triple
+from inference.boxes import Box
 
+Triple = tuple[int, int, int]
+"""One whole number per spatial axis."""
 STEP: Final = 0.5
 """Distance between tiles, at most, as a share of the patch."""
 MIRRORINGS: Final = tuple(axes for count in range(4) for axes in combinations((1, 2, 3), count))
@@ -30,8 +32,10 @@ def windows(shape: Sequence[int], patch: Sequence[int], step: float = STEP) -> l
     The array must be at least as large as the patch.
     """
     starts = [_starts(size, length, step) for size, length in zip(shape, patch, strict=True)]
-    depth, height, width = patch
-    return [((z, z + depth), (y, y + height), (x, x + width)) for z, y, x in product(*starts)]
+    return [
+        tuple(slice(first, first + length) for first, length in zip(corner, patch, strict=True))
+        for corner in product(*starts)
+    ]
 
 
 def _starts(size: int, length: int, step: float) -> list[int]:
@@ -58,10 +62,28 @@ def gaussian(patch: Triple) -> NDArray[np.float32]:
     return weights
 
 
-def padding(shape: Sequence[int], least: Sequence[int]) -> list[tuple[int, int]]:
-    """Voxels to add before and after each axis so that it is at least `least`; the odd one comes after."""
-    missing = [max(0, wanted - size) for size, wanted in zip(shape, least, strict=True)]
-    return [(count // 2, count - count // 2) for count in missing]
+@lru_cache(maxsize=4)
+def sum_of_weights(shape: Triple, patch: Triple) -> NDArray[np.float32]:
+    """By how much a voxel of an array of `shape` (Z, Y, X) counts in all its tiles and mirrorings together."""
+    total = np.zeros(shape, np.float32)
+    for tile in windows(shape, patch):
+        total[tile] += gaussian(patch)
+    total *= len(MIRRORINGS)
+    total.setflags(write=False)
+    return total
+
+
+def pad(array: NDArray[np.float32], shape: Sequence[int]) -> tuple[NDArray[np.float32], Box]:
+    """An array (C, Z, Y, X) with zeros around it where it is smaller than `shape`, and where it lies in that.
+
+    The odd voxel comes after the array, as in nnU-Net.
+    """
+    sizes = array.shape[1:]
+    missing = [max(0, wanted - size) for size, wanted in zip(sizes, shape, strict=True)]
+    box = tuple(slice(count // 2, count // 2 + size) for count, size in zip(missing, sizes, strict=True))
+    if not any(missing):
+        return array, box
+    return np.pad(array, [(0, 0), *((count // 2, count - count // 2) for count in missing)]), box
 
 
 def next_multiple(shape: Sequence[int], stride: Sequence[int]) -> Triple:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-Box = tuple["slice[int, int, None]", ...]
-"""Voxel ranges along each axis of an array."""
+from inference.boxes import bounding_box
 
 
 def connected_components(labels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.uint32]:
@@ -34,10 +33,3 @@ def largest_component(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         numbers = connected_components(mask[box])
         largest[box] = numbers == 1 + np.argmax(np.bincount(numbers.ravel())[1:])
     return largest
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> Box:
-    """Smallest box around what is True in a mask of any number of axes, which must not be empty."""
-    axes = range(mask.ndim)
-    extents = [np.flatnonzero(mask.any(axis=tuple(other for other in axes if other != axis))) for axis in axes]
-    return tuple(slice(int(extent[0]), int(extent[-1]) + 1) for extent in extents)

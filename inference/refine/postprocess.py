@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import bounding_box
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.labels import TUMOUR_LABELS, Label, region_mask
-from inference.refine.components import bounding_box, connected_components
+from inference.refine.components import connected_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import Subtype, SubtypeModel
 

@@ -17,9 +17,10 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import Box, bounding_box
 from inference.bundle.fields import Fields, wrong
 from inference.labels import SEQUENCES
-from inference.refine.components import Box, bounding_box, largest_component
+from inference.refine.components import largest_component
 from inference.refine.shape import shape_features
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from inference.bundle.store import Bundle, Model, NewModel, contents_of, load_bundle, write_bundle
 from inference.errors import ExitStatus, UsageError
-from inference.predict.engines import heads_of
+from inference.predict.engines.base import heads_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

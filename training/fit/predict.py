@@ -42,6 +42,8 @@ class TrainedNetwork:
     """Tensors, not an OpenVINO graph."""
     weight: float = 1.0
     """The only model."""
+    averaging: str = "logits"
+    """What tiles and mirrorings are averaged as."""
 
     @property
     def architecture(self) -> Mapping[str, object]:

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import Box
 from inference.errors import UsageError
-from inference.refine.components import Box
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_labels
 from training.evaluation.lesionwise import RegionScore

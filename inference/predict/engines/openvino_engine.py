@@ -7,7 +7,9 @@ back after every use.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -16,34 +18,34 @@ import openvino
 from numpy.typing import NDArray
 
 from inference.errors import BundleError, DeviceError
-from inference.labels import SEQUENCES, regions_from_label_probabilities
+from inference.labels import SEQUENCES
 from inference.machine import available_threads
-from inference.predict.engines import (
+from inference.predict.engines.base import (
     Advance,
     Engine,
-    Heed,
     NetworkSource,
-    doubt_of,
+    Update,
     heads_of,
-    pass_multiple,
+    mismatch,
+    pass_shape,
+    region_probabilities,
 )
 from inference.predict.engines.openvino_graph import OPERATIONS, UnsupportedGraphError, build_graph
-from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
-from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
+from inference.predict.engines.passes import Forward, PassEngine
+from inference.predict.networks import network_stride
+from inference.predict.preprocess import Preprocessed, read_plan
 from inference.settings import Profile
 
 _LOG = logging.getLogger(__name__)
-_PROBE: Final = 32
-"""Edge of the cube on which the first network of each model is compared with the reference."""
+_PROBES: Final = ((2, 2, 2), (2, 3, 4))
+"""Sizes, in strides, on which the first network of each model is compared with the reference: the smallest that a pass
+can have (:func:`pass_shape`), and a slab of few slices. Faults of OpenVINO's have shown at the smallest alone."""
 _DISAGREEMENT: Final = 0.1
 """Root mean square difference of logits, by their standard deviation, from which on a network is not trusted; bfloat16
 alone makes 0.01 to 0.025."""
 
-Forward = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""Logits (heads, Z, Y, X) of an array (4, Z, Y, X)."""
 
-
-class OpenVinoEngine:
+class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
     """Runs networks with OpenVINO on the CPU, in bfloat16 where the processor has it.
 
     The first network of a model is tried on a small cube, and compared with the same graph in float32, or with torch
@@ -57,6 +59,7 @@ class OpenVinoEngine:
     def __init__(
         self, *, threads: int | None = None, precision: str | None = None, against_torch: bool = False
     ) -> None:
+        super().__init__()
         self._core = openvino.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if "BF16" in capabilities else "f32")
@@ -75,7 +78,7 @@ class OpenVinoEngine:
         return f"openvino {openvino.__version__.partition('-')[0]} cpu {precision}{instead}"
 
     def load(self, model: NetworkSource) -> None:
-        """As :class:`inference.predict.engines.Engine` says."""
+        """As :class:`inference.predict.engines.base.Engine` says."""
         read_plan(model.plans)
         if not self._trusts(model):
             self._fallback().load(model)
@@ -89,35 +92,38 @@ class OpenVinoEngine:
         prepared: Preprocessed,
         profile: Profile,
         advance: Advance,
-        heed: Heed | None = None,
+        update: Update | None = None,
     ) -> NDArray[np.float32]:
-        """As :class:`inference.predict.engines.Engine` says."""
-        if not self._trusts(model):
-            return self._fallback().mean_over_folds(model, prepared, profile, advance, heed)
-        total: NDArray[np.float32] | None = None
-        for fold in model.folds:
-            found = self._fold(model, fold, prepared, profile, advance)
-            if heed is not None:
-                heed(found if profile is Profile.PAPER else to_crop_grid(found, prepared))
-            total = found if total is None else np.add(total, found, out=total)
-        assert total is not None, "a model has at least one fold"
-        mean = total / np.float32(len(model.folds))
-        return mean if profile is Profile.PAPER else to_crop_grid(mean, prepared)
+        """As :class:`inference.predict.engines.base.Engine` says."""
+        with self._lock:
+            if self._trusts(model):
+                return super().mean_over_folds(model, prepared, profile, advance, update)
+            return self._fallback().mean_over_folds(model, prepared, profile, advance, update)
 
-    def _fold(
-        self, model: NetworkSource, fold: int, prepared: Preprocessed, profile: Profile, advance: Advance
-    ) -> NDArray[np.float32]:
-        """Region probabilities of one fold: on the crop with `paper`, on the network's grid with `fast`."""
+    @contextmanager
+    def _opened(self, model: NetworkSource, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
         compiled = self._network(model, fold)
-        forward = _forward_of(compiled, advance)
-        if profile is Profile.PAPER:
-            logits = to_crop_grid(_tiled(forward, prepared.array, prepared.plan.patch), prepared)
-        else:
-            logits = _whole(forward, prepared.array, pass_multiple(model))
-        # A request holds the network's buffers; only without one can they be given back.
-        del forward
+        yield partial(_forward, compiled)
+        # What OpenVINO keeps for activations, 1 to 2 GB at full size; it needs all requests to be gone.
         compiled.release_memory()
-        return region_probabilities(logits, model.heads)
+
+    def _probabilities(self, logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
+        return region_probabilities(logits, heads)
+
+    def _to_crop_grid(self, array: NDArray[np.float32], prepared: Preprocessed) -> NDArray[np.float32]:
+        return prepared.to_crop_grid(array)
+
+    def _to_device(self, array: NDArray[np.float32], *, exact: bool = False) -> NDArray[np.float32]:  # noqa: ARG002
+        return array
+
+    def _to_host(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
+        return array
+
+    def _zeros(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.zeros(shape, np.float32)
+
+    def _flip(self, array: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
+        return np.flip(array, axes)
 
     def _network(self, model: NetworkSource, fold: int) -> openvino.CompiledModel:
         # The model is kept beside its network, so that no other object can take over its id.
@@ -162,31 +168,39 @@ class OpenVinoEngine:
         """Whether a model's networks run here, found out with its first fold."""
         if id(model) not in self._trusted:
             try:
-                doubt = self._doubt(model)
+                found = self._mismatch(model)
             except (RuntimeError, UnsupportedGraphError) as error:
-                doubt = str(error).partition("\n")[0]
-            if doubt and model.format == "openvino":
+                found = str(error).partition("\n")[0]
+            if found and model.format == "openvino":
                 raise BundleError(
-                    f"{model.name}: OpenVINO {openvino.__version__} does not run its stored networks: {doubt}"
+                    f"{model.name}: OpenVINO {openvino.__version__} does not run its stored networks: {found}"
                 )
-            if doubt:
-                _LOG.warning("%s: OpenVINO does not run its networks, torch does instead: %s", model.name, doubt)
-            self._trusted[id(model)] = model, not doubt
+            if found:
+                _LOG.warning("%s: OpenVINO does not run its networks, torch does instead: %s", model.name, found)
+            self._trusted[id(model)] = model, not found
         return self._trusted[id(model)][1]
 
-    def _doubt(self, model: NetworkSource) -> str:
+    def _mismatch(self, model: NetworkSource) -> str:
         """Why a model's networks cannot be trusted, or nothing."""
         fold = model.folds[0]
-        shape = (len(SEQUENCES), *next_multiple([_PROBE] * 3, pass_multiple(model)))
-        cube = np.random.default_rng(0).standard_normal(shape, np.float32)
-        found = _forward_of(self._network(model, fold))(cube)
-        if self._against_torch and model.format == "safetensors":
-            expected = _torch_logits(model, fold, cube)
-        elif self._precision != "f32":
-            expected = _forward_of(self._compile(self._graph(model, fold), "f32"))(cube)
-        else:
-            return "" if np.isfinite(found).all() else "its answers are not finite"
-        return doubt_of(found, expected, _DISAGREEMENT)
+        compiled = self._network(model, fold)
+        expected_by = None if self._precision == "f32" else self._compile(self._graph(model, fold), "f32")
+        stride = network_stride(model.architecture)
+        for probe in _PROBES:
+            sizes = pass_shape([count * step for count, step in zip(probe, stride, strict=True)], model.architecture)
+            scan = np.random.default_rng(0).standard_normal((len(SEQUENCES), *sizes), np.float32)
+            (found,) = _forward(compiled, [scan])
+            if self._against_torch and model.format == "safetensors":
+                expected = _torch_logits(model, fold, scan)
+            elif expected_by is not None:
+                (expected,) = _forward(expected_by, [scan])
+            elif not np.isfinite(found).all():
+                return "its answers are not finite"
+            else:
+                continue
+            if reason := mismatch(found, expected, _DISAGREEMENT):
+                return reason
+        return ""
 
     def _fallback(self) -> Engine:
         if self._torch is None:
@@ -210,66 +224,16 @@ def export_network(
     openvino.save_model(build_graph(architecture, heads, tensors), path, compress_to_fp16=lossless)
 
 
-def region_probabilities(logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
-    """Probabilities (3, ...) of WT, TC, ET from the logits of region heads (3, ...) or label heads (4, ...)."""
-    if heads == "regions":
-        # By tanh, which does not overflow.
-        probabilities: NDArray[np.float32] = 0.5 * (1 + np.tanh(0.5 * logits))
-        return probabilities
-    powers = np.exp(logits - logits.max(axis=0))
-    return regions_from_label_probabilities(powers / powers.sum(axis=0)).astype(np.float32, copy=False)
-
-
-def _forward_of(compiled: openvino.CompiledModel, advance: Advance | None = None) -> Forward:
+def _forward(compiled: openvino.CompiledModel, arrays: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
+    """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
     request = compiled.create_infer_request()
-
-    def forward(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    for array in arrays:
         request.infer({0: np.ascontiguousarray(array[None], np.float32)}, share_inputs=True)
-        if advance is not None:
-            advance()
         # Copied, because the request's own buffer is written to by its next pass.
-        return np.array(request.get_output_tensor(0).data[0], np.float32)
-
-    return forward
-
-
-def _whole(forward: Forward, array: NDArray[np.float32], multiple: Triple) -> NDArray[np.float32]:
-    """Logits (heads, Z, Y, X) of one pass over an array (4, Z, Y, X), padded with zeros to a multiple."""
-    padded, box = _pad(array, next_multiple(array.shape[1:], multiple))
-    return _inside(forward(padded), box)
-
-
-def _tiled(forward: Forward, array: NDArray[np.float32], patch: Triple) -> NDArray[np.float32]:
-    """Logits (heads, Z, Y, X) of an array (4, Z, Y, X) by tiles and mirrorings."""
-    array, box = _pad(array, patch)
-    weights = gaussian(patch)
-    weight = np.zeros(array.shape[1:], np.float32)
-    total: NDArray[np.float32] | None = None
-    for tile in windows(array.shape[1:], patch):
-        piece = _inside(array, tile)
-        logits = np.sum([np.flip(forward(np.flip(piece, axes)), axes) for axes in MIRRORINGS], axis=0)
-        if total is None:
-            total = np.zeros((len(logits), *array.shape[1:]), np.float32)
-        _inside(total, tile)[:] += logits * weights
-        _inside(weight[None], tile)[0] += weights
-    assert total is not None, "there is at least one tile"
-    return _inside(total / (weight * len(MIRRORINGS)), box)
+        yield np.array(request.get_output_tensor(0).data[0], np.float32)
 
 
 def _torch_logits(model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
     from inference.predict.engines.torch_engine import TorchEngine
 
     return TorchEngine("cpu").logits(model, fold, array)
-
-
-def _pad(array: NDArray[np.float32], least: Sequence[int]) -> tuple[NDArray[np.float32], Box]:
-    """An array (C, Z, Y, X) with zeros around it, and where it lies in that."""
-    pads = padding(array.shape[1:], least)
-    (z, y, x) = ((before, before + size) for (before, _), size in zip(pads, array.shape[1:], strict=True))
-    return np.pad(array, [(0, 0), *pads]), (z, y, x)
-
-
-def _inside(array: NDArray[np.float32], box: Box) -> NDArray[np.float32]:
-    """The part of an array (C, Z, Y, X) that lies in a box, as a view."""
-    (z0, z1), (y0, y1), (x0, x1) = box
-    return array[:, z0:z1, y0:y1, x0:x1]

@@ -1,10 +1,10 @@
 """Networks on PyTorch: any CPU in float32, CUDA in half precision with sums in float32.
 
-On CUDA networks run in their lean form (:mod:`inference.predict.engines.lean`), where there is one. The first network
-of a model is tried on a small cube, and compared with what the network itself says.
+On CUDA networks run channels last (:mod:`inference.predict.engines.channels_last`), where that is known for them. The
+first network of a model is tried on a small cube, and compared with what the network itself says.
 
 From the preprocessed array to a model's mean over folds everything stays on the device, and the host does not wait in
-between unless somebody heeds the single networks, or logits are resampled in a way that torch has not (cubic splines,
+between unless the single networks are asked for, or logits are resampled in a way that torch has not (cubic splines,
 thick slices). The mirrorings of a tile are one batch, which is halved for good where memory does not suffice. The
 weights of all networks stay on the device; where they leave no room for a single pass, they come from the host one
 network at a time.
@@ -19,8 +19,9 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
 
 import numpy as np
 import torch
@@ -31,26 +32,19 @@ from torch.nn import functional
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import available_threads
-from inference.predict.engines import (
-    Advance,
-    Heed,
-    NetworkSource,
-    doubt_of,
-    heads_of,
-    pass_multiple,
-)
-from inference.predict.engines.lean import lean
+from inference.predict.engines.base import NetworkSource, heads_of, mismatch, pass_shape
+from inference.predict.engines.channels_last import channels_last
+from inference.predict.engines.passes import Forward, PassEngine
 from inference.predict.networks import build_network, load_weights
-from inference.predict.preprocess import Box, Preprocessed, Triple, read_plan, to_crop_grid
+from inference.predict.preprocess import Preprocessed, read_plan
 from inference.predict.resampling import LINEAR, thick_axis
-from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
-from inference.settings import Profile
+from inference.predict.tiling import MIRRORINGS
 
 _LOG = logging.getLogger(__name__)
 _GPU_BATCH = len(MIRRORINGS)
 _DISAGREEMENT = 0.05
-"""Root mean square difference of logits, by their standard deviation, from which on a lean form is not trusted; half
-precision alone makes 0.002."""
+"""Root mean square difference of logits, by their standard deviation, from which on a channels-last view is not
+trusted; half precision alone makes 0.002."""
 _HOST = torch.device("cpu")
 _SHORTAGES = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
 """What is said of a convolution for whose workspace there is no memory, and of one that cuDNN cannot do; and of matrix
@@ -85,12 +79,13 @@ def check_device(device: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-class TorchEngine:
+class TorchEngine(PassEngine[Tensor]):
     """Runs networks with PyTorch. Keeps those that it has seen: on its device, as long as all of them fit there."""
 
     name = "torch"
 
     def __init__(self, device: str = "cpu", *, threads: int | None = None) -> None:
+        super().__init__()
         self._device = check_device(device)
         self._on_gpu = self._device.type == "cuda"
         if not self._on_gpu:
@@ -98,7 +93,7 @@ class TorchEngine:
         self._batch = _GPU_BATCH if self._on_gpu else 1
         self._networks: dict[tuple[int, int], tuple[NetworkSource, nn.Module]] = {}
         # By the id of a model, which is kept in `_networks`.
-        self._runs_lean: dict[int, bool] = {}
+        self._channels_last: dict[int, bool] = {}
         self._placed: set[nn.Module] = set()
         self._one_at_a_time = False
 
@@ -109,14 +104,14 @@ class TorchEngine:
 
     @property
     def description(self) -> str:
-        """Library, version, device and precision, and whether all networks so far run in their lean form."""
+        """Library, version, device and precision, and whether all networks so far run channels last."""
         if not self._on_gpu:
             return f"torch {torch.__version__} cpu float32"
-        form = ", lean" if self._runs_lean and all(self._runs_lean.values()) else ""
-        return f"torch {torch.__version__} {self._device} ({torch.cuda.get_device_name(self._device)}) float16{form}"
+        layout = ", channels last" if self._channels_last and all(self._channels_last.values()) else ""
+        return f"torch {torch.__version__} {self._device} ({torch.cuda.get_device_name(self._device)}) float16{layout}"
 
     def load(self, model: NetworkSource) -> None:
-        """As :class:`inference.predict.engines.Engine` says."""
+        """As :class:`inference.predict.engines.base.Engine` says."""
         read_plan(model.plans)
         if model.format == "openvino":
             raise BundleError(f"{model.name}: its networks are stored for OpenVINO, torch cannot run them: {_INSTEAD}")
@@ -127,46 +122,60 @@ class TorchEngine:
                 raise BundleError(f"{model.name}, fold {fold}: {error}") from error
 
     @torch.inference_mode()
-    def mean_over_folds(
-        self,
-        model: NetworkSource,
-        prepared: Preprocessed,
-        profile: Profile,
-        advance: Advance,
-        heed: Heed | None = None,
-    ) -> NDArray[np.float32]:
-        """As :class:`inference.predict.engines.Engine` says."""
-        array = torch.from_numpy(prepared.array).to(self._device)
-        if self._on_gpu:
-            # Once instead of in every pass, and tiles are stacked in half the time.
-            array = array.half()
-        if profile is Profile.PAPER:
-            weights = torch.tensor(gaussian(prepared.plan.patch), device=self._device)
-
-            def logits_of(network: nn.Module) -> Tensor:
-                return _resample(self._tiled(network, array, weights, advance), prepared)
-        else:
-
-            def logits_of(network: nn.Module) -> Tensor:
-                return self._whole(network, array, pass_multiple(model), advance)
-
-        total: Tensor | None = None
-        for fold in model.folds:
-            found = region_probabilities(logits_of(self._network(model, fold)), model.heads)
-            if heed is not None:
-                heed((found if profile is Profile.PAPER else _resample(found, prepared)).cpu().numpy())
-            total = found if total is None else total.add_(found)
-        assert total is not None, "a model has at least one fold"
-        mean = total.div_(len(model.folds))
-        mean = mean if profile is Profile.PAPER else _resample(mean, prepared)
-        array_of_mean: NDArray[np.float32] = mean.cpu().numpy()
-        return array_of_mean
-
-    @torch.inference_mode()
     def logits(self, model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (heads, Z, Y, X) of one fold for an array (4, Z, Y, X) whose sizes suit the network's stride."""
-        batch = torch.from_numpy(array).to(self._device)[None]
-        return self._forward(self._network(model, fold), batch)[0].cpu().numpy()
+        with self._lock:
+            batch = torch.from_numpy(array).to(self._device)[None]
+            return self._to_host(self._forward(self._network(model, fold), batch)[0])
+
+    @contextmanager
+    def _session(self) -> Iterator[None]:
+        with torch.inference_mode():
+            yield
+
+    @contextmanager
+    def _opened(self, model: NetworkSource, fold: int) -> Iterator[Forward[Tensor]]:
+        network = self._network(model, fold)
+
+        def forward(arrays: Iterable[Tensor]) -> Iterator[Tensor]:
+            waiting = iter(arrays)
+            while batch := list(islice(waiting, self._batch)):
+                yield from self._forward(network, torch.stack(batch))
+
+        yield forward
+
+    def _probabilities(self, logits: Tensor, heads: str) -> Tensor:
+        if heads == "regions":
+            return logits.sigmoid()
+        softmax = logits.softmax(0)
+        return torch.stack([softmax[list(labels)].sum(0) for labels in REGIONS.values()])
+
+    def _to_crop_grid(self, array: Tensor, prepared: Preprocessed) -> Tensor:
+        """On the device where torch can do it."""
+        plan, shape = prepared.plan, prepared.crop_shape
+        if tuple(array.shape[1:]) == shape:
+            return array
+        resampling = plan.logits_resampling
+        thick = thick_axis(plan.spacing, prepared.crop_spacing, resampling.force_separate_z)
+        # Splines of order 1, nnU-Net's default for logits, are the same interpolation.
+        if thick is None and (resampling.name == LINEAR or resampling.order == 1):
+            return functional.interpolate(array[None], shape, mode="trilinear")[0]
+        return self._to_device(prepared.to_crop_grid(self._to_host(array)), exact=True)
+
+    def _to_device(self, array: NDArray[np.float32], *, exact: bool = False) -> Tensor:
+        tensor = torch.tensor(array, device=self._device)
+        # Half precision once instead of in every pass: tiles are stacked in half the time, too.
+        return tensor.half() if self._on_gpu and not exact else tensor
+
+    def _to_host(self, array: Tensor) -> NDArray[np.float32]:
+        host: NDArray[np.float32] = array.cpu().numpy()
+        return host
+
+    def _zeros(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.zeros(shape, device=self._device)
+
+    def _flip(self, array: Tensor, axes: tuple[int, ...]) -> Tensor:
+        return array.flip(axes)
 
     def _network(self, model: NetworkSource, fold: int) -> nn.Module:
         # The model is kept beside its network, so that no other object can take over its id.
@@ -175,26 +184,28 @@ class TorchEngine:
             with torch.device("meta"):
                 network = build_network(model.architecture, len(SEQUENCES), heads_of(model))
             load_weights(network, model.tensors(fold))
-            self._networks[key] = model, self._lean_form(model, network.eval())
+            self._networks[key] = model, self._view_of(model, network.eval())
         network = self._networks[key][1]
         if network not in self._placed:
             self._place(network)
         return network
 
-    def _lean_form(self, model: NetworkSource, network: nn.Module) -> nn.Module:
+    def _view_of(self, model: NetworkSource, network: nn.Module) -> nn.Module:
         """What runs instead of a network on a GPU, if anything: found out with the first network of a model."""
-        rearranged = lean(network) if self._on_gpu and self._runs_lean.get(id(model), True) else None
-        if self._on_gpu and id(model) not in self._runs_lean:
-            doubt = self._doubt(model, network, rearranged) if rearranged else ""
-            if doubt:
-                _LOG.warning("%s: its networks run as they are, not in lean form: %s", model.name, doubt)
-            self._runs_lean[id(model)] = rearranged is not None and not doubt
-        return rearranged if rearranged and self._runs_lean[id(model)] else network
+        rearranged = channels_last(network) if self._on_gpu and self._channels_last.get(id(model), True) else None
+        if self._on_gpu and id(model) not in self._channels_last:
+            found = self._mismatch(model, network, rearranged) if rearranged else ""
+            if found:
+                _LOG.warning("%s: its networks run as they are, not channels last: %s", model.name, found)
+            self._channels_last[id(model)] = rearranged is not None and not found
+        return rearranged if rearranged and self._channels_last[id(model)] else network
 
-    def _doubt(self, model: NetworkSource, network: nn.Module, rearranged: nn.Module) -> str:
-        """Why the lean form of a network cannot be trusted, or nothing. Raises DeviceError where there is no memory."""
-        # Instance norm refuses a single voxel, which one stride would come to at the bottom of a U-Net.
-        sizes = [2 * multiple for multiple in pass_multiple(model)]
+    def _mismatch(self, model: NetworkSource, network: nn.Module, rearranged: nn.Module) -> str:
+        """Why the channels-last view of a network cannot be trusted, or nothing.
+
+        Raises DeviceError where there is no memory.
+        """
+        sizes = pass_shape((1, 1, 1), model.architecture)
         cube = torch.randn(1, len(SEQUENCES), *sizes, generator=torch.Generator().manual_seed(0))
         expected = self._tried(network, cube)
         one_at_a_time = self._one_at_a_time
@@ -207,7 +218,7 @@ class TorchEngine:
             self._one_at_a_time = one_at_a_time
             reason, _, _ = str(error).partition("\n")
             return f"{type(error).__name__}: {reason}"
-        return doubt_of(found.numpy(), expected.numpy(), _DISAGREEMENT)
+        return mismatch(found.numpy(), expected.numpy(), _DISAGREEMENT)
 
     def _tried(self, network: nn.Module, batch: Tensor) -> Tensor:
         """Logits (heads, Z, Y, X) on the host of (1, 4, Z, Y, X), by a network that does not stay on the device."""
@@ -248,33 +259,6 @@ class TorchEngine:
                 other.to(_HOST)
         self._placed &= {network}
         self._give_back()
-
-    def _whole(self, network: nn.Module, array: Tensor, multiple: Triple, advance: Advance) -> Tensor:
-        """Logits (heads, Z, Y, X) of one pass over an array (4, Z, Y, X), padded with zeros to a multiple."""
-        padded, box = _pad(array, next_multiple(array.shape[1:], multiple))
-        logits = self._forward(network, padded[None])[0]
-        advance()
-        return _inside(logits, box)
-
-    def _tiled(self, network: nn.Module, array: Tensor, weights: Tensor, advance: Advance) -> Tensor:
-        """Logits (heads, Z, Y, X) of an array (4, Z, Y, X) by mirrored tiles of the size of their weights (Z, Y, X)."""
-        array, box = _pad(array, weights.shape)
-        total: Tensor | None = None
-        tiles = windows(array.shape[1:], weights.shape)
-        jobs = list(product(tiles, MIRRORINGS))
-        while jobs:
-            chunk, jobs = jobs[: self._batch], jobs[self._batch :]
-            batch = torch.stack([_inside(array, tile).flip(axes) for tile, axes in chunk])
-            for (tile, axes), logits in zip(chunk, self._forward(network, batch), strict=True):
-                if total is None:
-                    total = torch.zeros((len(logits), *array.shape[1:]), device=self._device)
-                _inside(total, tile).add_(logits.flip(axes) * weights)
-                advance()
-        weight = torch.zeros(array.shape[1:], device=self._device)
-        for tile in tiles:
-            _inside(weight[None], tile)[0].add_(weights, alpha=len(MIRRORINGS))
-        assert total is not None, "there is at least one tile"
-        return _inside(total.div_(weight), box)
 
     def _forward(self, network: nn.Module, batch: Tensor) -> Tensor:
         """Logits in float32 of (batch, 4, Z, Y, X), in as many parts as memory asks for."""
@@ -321,37 +305,3 @@ class TorchEngine:
         """Let CUDA have the memory that torch keeps for later, which lies in pieces of the wrong size."""
         if self._on_gpu:
             torch.cuda.empty_cache()
-
-
-def region_probabilities(logits: Tensor, heads: str) -> Tensor:
-    """Probabilities (3, ...) of WT, TC, ET from the logits of region heads (3, ...) or label heads (4, ...)."""
-    if heads == "regions":
-        return logits.sigmoid()
-    softmax = logits.softmax(0)
-    return torch.stack([softmax[list(labels)].sum(0) for labels in REGIONS.values()])
-
-
-def _resample(array: Tensor, prepared: Preprocessed) -> Tensor:
-    """(C, Z, Y, X) from the network's grid to the crop at the scan's spacing, on the device where torch can do it."""
-    plan, shape = prepared.plan, prepared.crop_shape
-    if tuple(array.shape[1:]) == shape:
-        return array
-    resampling = plan.logits_resampling
-    thick = thick_axis(plan.spacing, prepared.crop_spacing, resampling.force_separate_z)
-    # Splines of order 1, nnU-Net's default for logits, are the same interpolation.
-    if thick is None and (resampling.name == LINEAR or resampling.order == 1):
-        return functional.interpolate(array[None], shape, mode="trilinear")[0]
-    return torch.from_numpy(to_crop_grid(array.cpu().numpy(), prepared)).to(array.device)
-
-
-def _pad(array: Tensor, least: Sequence[int]) -> tuple[Tensor, Box]:
-    """An array (C, Z, Y, X) with zeros around it, and where it lies in that."""
-    pads = padding(array.shape[1:], least)
-    (z, y, x) = ((before, before + size) for (before, _), size in zip(pads, array.shape[1:], strict=True))
-    return functional.pad(array, [count for pair in reversed(pads) for count in pair]), (z, y, x)
-
-
-def _inside(array: Tensor, box: Box) -> Tensor:
-    """The part of an array (C, Z, Y, X) that lies in a box, as a view."""
-    (z0, z1), (y0, y1), (x0, x1) = box
-    return array[:, z0:z1, y0:y1, x0:x1]

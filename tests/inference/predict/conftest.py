@@ -118,6 +118,7 @@ class FakeModel:
     weight: float
     arrays: Mapping[int, Mapping[str, np.ndarray]]
     format: str = "safetensors"
+    averaging: str = "logits"
     folder: Path = Path()
 
     @property
@@ -160,10 +161,11 @@ def make_model() -> Callable[..., FakeModel]:
         heads: str = "regions",
         folds: int = 2,
         weight: float = 1.0,
+        averaging: str = "logits",
     ) -> FakeModel:
         architecture = plans["configurations"]["3d_fullres"]["architecture"]
         outputs = 3 if heads == "regions" else 4
         arrays = {fold: random_weights(architecture, outputs, fold) for fold in range(folds)}
-        return FakeModel(name, plans, heads, tuple(range(folds)), weight, arrays)
+        return FakeModel(name, plans, heads, tuple(range(folds)), weight, arrays, averaging=averaging)
 
     return make

@@ -18,8 +18,8 @@ def filled(*values: float) -> np.ndarray:
 def agree(networks: list[np.ndarray], shares: list[float], thresholds: tuple[float, ...] = (0.5, 0.5, 0.5)):
     comparison = Comparison(thresholds)
     for network, share in zip(networks, shares, strict=True):
-        comparison.hear(network, share)
-    return comparison.conclude(sum(share * network for network, share in zip(networks, shares, strict=True)))
+        comparison.update(network, share)
+    return comparison.finalise(sum(share * network for network, share in zip(networks, shares, strict=True)))
 
 
 def test_dice_with_the_ensemble_is_weighted_by_share() -> None:

@@ -10,7 +10,6 @@ import pytest
 from inference.errors import DeviceError
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.ensemble import predict
-from inference.predict.preprocess import to_scan_grid
 from inference.settings import Profile
 from tests.inference.predict.conftest import (
     SPLINES,
@@ -125,14 +124,14 @@ class Fixed:
         self.answers = answers
         self.arrays: list[int] = []
 
-    def mean_over_folds(self, model, prepared, _profile, advance, heed=None) -> np.ndarray:
+    def mean_over_folds(self, model, prepared, _profile, advance, update=None) -> np.ndarray:
         self.arrays.append(id(prepared.array))
         for _ in model.folds:
             advance()
         values = np.array(self.answers[model.name], np.float32)
         ones = np.ones((3, *prepared.crop_shape), np.float32)
-        for value in values if heed else ():
-            heed(ones * value)
+        for value in values if update else ():
+            update(ones * value)
         return ones * values.mean()
 
 
@@ -145,7 +144,7 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
     bundle = FakeBundle((fixed_model("a", 3.0), fixed_model("b", 1.0)))
     engine = Fixed({"a": [0.1, 0.3], "b": [1.0, 0.6]})
     result = predict(data, MILLIMETRE, bundle, engine, Profile.FAST, compare_at=(0.5, 0.25, 0.7))
-    inside = to_scan_grid_ones(data)
+    inside = inside_of(data)
     assert result.array.shape == (3, 20, 24, 28)
     assert result.array.dtype == np.float32
     assert result.array[inside] == pytest.approx((3 * 0.2 + 1 * 0.8) / 4)
@@ -165,11 +164,12 @@ def test_probabilities_that_are_no_numbers_are_refused_by_model() -> None:
         predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5], "b": [0.5, np.nan]}), Profile.FAST)
 
 
-def to_scan_grid_ones(data: np.ndarray) -> np.ndarray:
+def inside_of(data: np.ndarray) -> np.ndarray:
     from inference.predict.preprocess import preprocess, read_plan
 
     prepared = preprocess(data, MILLIMETRE, read_plan(make_plans(unet_architecture())))
-    return to_scan_grid(np.ones((3, *prepared.array.shape[1:]), np.float32), prepared) > 0
+    crop = prepared.to_crop_grid(np.ones((3, *prepared.array.shape[1:]), np.float32))
+    return prepared.to_whole_scan(prepared.to_scan_axes(crop)) > 0
 
 
 def test_networks_are_not_compared_unless_asked_for() -> None:

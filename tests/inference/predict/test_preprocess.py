@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from inference.errors import BundleError
-from inference.predict.preprocess import Preprocessed, preprocess, read_plan, to_canonical_axes, to_scan_grid
+from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from tests.inference.predict.conftest import LINEAR, SPLINES, make_plans, make_scan, unet_architecture
 
 DATASET = {
@@ -40,6 +40,11 @@ def nnunet_preprocessed(plans: dict[str, object], data: np.ndarray, spacing: tup
     preprocessor = DefaultPreprocessor(verbose=False)
     array, _, properties = preprocessor.run_case_npy(stored, None, properties, manager, configuration, DATASET)
     return array, properties, manager, configuration
+
+
+def on_the_scan(array: np.ndarray, prepared: Preprocessed) -> np.ndarray:
+    """(C, Z, Y, X) of the network's grid as (C, X, Y, Z) of the whole scan."""
+    return prepared.to_whole_scan(prepared.to_scan_axes(prepared.to_crop_grid(array)))
 
 
 def thick(plans: dict[str, object]) -> dict[str, object]:
@@ -103,8 +108,8 @@ def test_the_way_back_equals_nnunet(changes: dict[str, object], spacing: tuple[f
         logits, manager, configuration, labels, properties, return_probabilities=True, num_threads_torch=1
     )
     prepared = preprocess(data, spacing, read_plan(plans))
-    found = to_scan_grid(logits, prepared)
-    inside = to_scan_grid(np.ones_like(logits), prepared) > 0
+    found = on_the_scan(logits, prepared)
+    inside = on_the_scan(np.ones_like(logits), prepared) > 0
     probabilities = np.where(inside, 1 / (1 + np.exp(-found)), 0)
     assert found.shape == (3, 44, 52, 36)
     assert np.abs(probabilities.transpose(0, 3, 2, 1) - expected).max() < 1e-5
@@ -115,16 +120,15 @@ def test_a_voxel_comes_back_to_its_place() -> None:
     prepared = preprocess(data, (1.0, 1.0, 1.0), read_plan(make_plans(unet_architecture())))
     marked = np.where(data[:1] == data[0].max(), 1, 0).astype(np.float32)
     in_network = prepared.array[:1] == prepared.array[0].max()
-    assert np.array_equal(to_scan_grid(in_network.astype(np.float32), prepared), marked)
+    assert np.array_equal(on_the_scan(in_network.astype(np.float32), prepared), marked)
 
 
 def test_canonical_axes_undo_a_transposed_plan() -> None:
     data = make_scan((20, 24, 28))
     plan = read_plan(make_plans(unet_architecture(), transpose=(2, 0, 1), masked=False))
     prepared = preprocess(data, (1.0, 1.0, 1.0), plan)
-    (x0, x1), (y0, y1), (z0, z1) = prepared.box
-    crop = data[:, x0:x1, y0:y1, z0:z1]
-    back = to_canonical_axes(prepared.array, prepared)
+    crop = data[:, *prepared.box]
+    back = prepared.to_scan_axes(prepared.array)
     assert np.corrcoef(back[2].ravel(), crop[2].ravel())[0, 1] > 0.99
 
 

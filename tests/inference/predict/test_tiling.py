@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, padding, windows
+from inference.predict.tiling import MIRRORINGS, gaussian, next_multiple, pad, windows
 
 
 @pytest.mark.parametrize(
@@ -17,11 +17,11 @@ def test_windows_equal_nnunet(shape: tuple[int, ...], patch: tuple[int, ...]) ->
     steps = compute_steps_for_sliding_window(shape, patch, 0.5)
     expected = [(z, y, x) for z in steps[0] for y in steps[1] for x in steps[2]]
     found = windows(shape, patch)
-    assert [tuple(start for start, _ in box) for box in found] == expected
-    assert all(tuple(stop - start for start, stop in box) == patch for box in found)
+    assert [tuple(side.start for side in box) for box in found] == expected
+    assert all(tuple(side.stop - side.start for side in box) == patch for box in found)
     covered = np.zeros(shape, bool)
-    for (z0, z1), (y0, y1), (x0, x1) in found:
-        covered[z0:z1, y0:y1, x0:x1] = True
+    for box in found:
+        covered[box] = True
     assert covered.all()
 
 
@@ -49,11 +49,11 @@ def test_there_are_eight_different_mirrorings() -> None:
 def test_padding_is_nnunets() -> None:
     from acvl_utils.cropping_and_padding.padding import pad_nd_image
 
-    array = np.ones((3, 34, 55))
-    padded, inside = pad_nd_image(array, (8, 32, 64), return_slicer=True)
-    pads = padding(array.shape, (8, 32, 64))
-    assert np.pad(array, pads).shape == padded.shape
-    assert [before for before, _ in pads] == [part.start for part in inside]
+    array = np.random.default_rng(0).normal(size=(2, 3, 34, 55)).astype(np.float32)
+    expected, inside = pad_nd_image(array, (8, 32, 64), return_slicer=True)
+    padded, box = pad(array, (8, 32, 64))
+    np.testing.assert_array_equal(padded, expected)
+    assert box == tuple(slice(part.start, part.stop) for part in inside[1:])
 
 
 def test_next_multiple() -> None:

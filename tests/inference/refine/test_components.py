@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from inference.refine.components import bounding_box, connected_components, largest_component
+from inference.boxes import bounding_box
+from inference.refine.components import connected_components, largest_component
 
 
 @pytest.mark.parametrize("shape", [*itertools.product((1, 2, 3, 5), repeat=3), (1, 1, 40), (40, 1, 1)])

@@ -7,10 +7,10 @@ import builtins
 import pytest
 
 from inference.errors import DeviceError, UsageError
-from inference.predict import engines
-from inference.predict.engines import choose_profile, forward_count, open_engine, pass_multiple
+from inference.predict.engines import choose_profile, open_engine
+from inference.predict.engines.base import forward_count, pass_shape
 from inference.settings import Profile
-from tests.inference.predict.conftest import FakeModel, make_plans, mednext_architecture, unet_architecture
+from tests.inference.predict.conftest import mednext_architecture, unet_architecture
 
 
 class OnDevice:
@@ -32,7 +32,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
 
 def test_a_cpu_gets_openvino(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_gpu_works", lambda: False)
+    monkeypatch.setattr("inference.predict.engines.open._gpu_works", lambda: False)
     assert open_engine().name == "openvino"
     assert open_engine("torch").name == "torch"
     assert open_engine("auto", "cpu").name == "openvino"
@@ -53,7 +53,7 @@ def test_no_engine_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_no_gpu_is_looked_for_where_there_is_no_driver(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engines, "_GPU_FILES", ("/dev/no_such_device",))
+    monkeypatch.setattr("inference.predict.engines.open._GPU_FILES", ("/dev/no_such_device",))
     without(monkeypatch, "torch_engine")
     assert open_engine().name == "openvino"
 
@@ -82,12 +82,14 @@ def test_forward_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    ("architecture", "expected"),
+    ("architecture", "shape", "expected"),
     [
-        (unet_architecture(), (8, 8, 8)),
-        (unet_architecture((4, 4, 4, 4, 4, 4)), (32, 32, 32)),
-        (mednext_architecture(), (16, 16, 16)),
+        (unet_architecture(), (17, 24, 25), (24, 24, 32)),
+        (unet_architecture((4, 4, 4, 4, 4, 4)), (65, 100, 1), (96, 128, 64)),
+        (mednext_architecture(), (33, 1, 48), (48, 32, 48)),
     ],
 )
-def test_sizes_of_one_pass(architecture: dict[str, object], expected: tuple[int, int, int]) -> None:
-    assert pass_multiple(FakeModel("a", make_plans(architecture), "regions", (0,), 1.0, {})) == expected
+def test_sizes_of_one_pass(
+    architecture: dict[str, object], shape: tuple[int, int, int], expected: tuple[int, int, int]
+) -> None:
+    assert pass_shape(shape, architecture) == expected

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from inference.errors import BundleError
-from inference.predict.engines import heads_of, openvino_engine
-from inference.predict.engines.openvino_engine import OpenVinoEngine, export_network, region_probabilities
+from inference.predict.engines import openvino_engine
+from inference.predict.engines.base import heads_of, region_probabilities
+from inference.predict.engines.openvino_engine import OpenVinoEngine, export_network
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from inference.settings import Profile
@@ -43,10 +44,10 @@ def test_float32_equals_torch(
     plans = make_plans(architecture, spacing=(1.4, 1.4, 1.4), patch=(32, 32, 16))
     model = make_model(plans, heads=heads)
     prepared = prepared_for(model)
-    heard: dict[str, list[np.ndarray]] = {"torch": [], "openvino": []}
+    seen: dict[str, list[np.ndarray]] = {"torch": [], "openvino": []}
 
     def keep(engine: str) -> Callable[[np.ndarray], None]:
-        return lambda found: heard[engine].append(found.copy())
+        return lambda found: seen[engine].append(found.copy())
 
     expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing, keep("torch"))
     engine = OpenVinoEngine(precision="f32")
@@ -56,8 +57,8 @@ def test_float32_equals_torch(
     difference = np.abs(found - expected)
     assert difference.max() < 1e-3
     assert difference.mean() < 1e-4
-    assert np.abs(np.mean(heard["openvino"], axis=0) - found).max() < 1e-5
-    for one, other in zip(heard["openvino"], heard["torch"], strict=True):
+    assert np.abs(np.mean(seen["openvino"], axis=0) - found).max() < 1e-5
+    for one, other in zip(seen["openvino"], seen["torch"], strict=True):
         assert np.abs(one - other).max() < 2e-3
 
 
@@ -129,15 +130,15 @@ def test_a_network_that_disagrees_is_left_to_torch(
     against_torch: bool,
 ) -> None:
     model = make_model(make_plans(unet_architecture()), folds=1)
-    honest = openvino_engine._forward_of
+    honest = openvino_engine._forward
     calls: list[object] = []
 
-    def wrong_at_first(*arguments: object) -> Callable:
+    def wrong_at_first(*arguments: object) -> Iterator[np.ndarray]:
         calls.append(arguments)
-        forward = honest(*arguments)
-        return forward if len(calls) > 1 else lambda array: np.full_like(forward(array), answer)
+        first = len(calls) == 1
+        return (np.full_like(logits, answer) if first else logits for logits in honest(*arguments))
 
-    monkeypatch.setattr(openvino_engine, "_forward_of", wrong_at_first)
+    monkeypatch.setattr(openvino_engine, "_forward", wrong_at_first)
     engine = OpenVinoEngine(precision="bf16", against_torch=against_torch)
     with caplog.at_level(logging.WARNING):
         found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)

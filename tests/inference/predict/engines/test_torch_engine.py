@@ -10,8 +10,8 @@ import torch
 
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import regions_from_label_probabilities
-from inference.predict.engines.torch_engine import TorchEngine, check_device, region_probabilities
-from inference.predict.preprocess import preprocess, read_plan, to_crop_grid
+from inference.predict.engines.torch_engine import TorchEngine, check_device
+from inference.predict.preprocess import preprocess, read_plan
 from inference.settings import Profile
 from tests.inference.predict.conftest import (
     LINEAR,
@@ -48,9 +48,9 @@ def test_fast_is_one_padded_pass_averaged_on_the_networks_grid(
     changes = {"resampling": resampling} if resampling else {}
     model = make_model(make_plans(architecture, spacing=(1.4, 1.4, 1.4), **changes), heads=heads)
     prepared = preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
-    heard: list[np.ndarray] = []
+    seen: list[np.ndarray] = []
     found = TorchEngine("cpu").mean_over_folds(
-        model, prepared, Profile.FAST, nothing, lambda array: heard.append(array.copy())
+        model, prepared, Profile.FAST, nothing, lambda array: seen.append(array.copy())
     )
     pads = [(0, 0)]
     for size in prepared.array.shape[1:]:
@@ -65,9 +65,9 @@ def test_fast_is_one_padded_pass_averaged_on_the_networks_grid(
             folds.append(torch.sigmoid(logits).numpy())
         else:
             folds.append(regions_from_label_probabilities(torch.softmax(logits, 0).numpy()))
-    assert np.abs(found - to_crop_grid(np.mean(folds, axis=0), prepared)).max() < 1e-5
-    for network, fold in zip(heard, folds, strict=True):
-        assert np.abs(network - to_crop_grid(fold, prepared)).max() < 1e-5
+    assert np.abs(found - prepared.to_crop_grid(np.mean(folds, axis=0))).max() < 1e-5
+    for network, fold in zip(seen, folds, strict=True):
+        assert np.abs(network - prepared.to_crop_grid(fold)).max() < 1e-5
 
 
 def test_a_batch_that_does_not_fit_is_halved(make_model: Callable) -> None:
@@ -243,7 +243,7 @@ def test_wrong_weights_are_refused(make_model: Callable) -> None:
 def test_label_heads_become_regions_as_the_labels_module_says() -> None:
     logits = torch.randn(4, 3, 4, 5)
     expected = regions_from_label_probabilities(torch.softmax(logits, 0).numpy())
-    assert region_probabilities(logits, "labels").numpy() == pytest.approx(expected, abs=1e-6)
+    assert TorchEngine("cpu")._probabilities(logits, "labels").numpy() == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:x", "cpu:0", ""])
@@ -313,17 +313,17 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> TorchEngine:
     [unet_architecture(), unet_architecture((2,) * 6), mednext_architecture()],
     ids=["U-Net", "deep U-Net", "MedNeXt"],
 )
-def test_networks_run_in_lean_form_on_a_gpu(
+def test_networks_run_channels_last_on_a_gpu(
     architecture: dict[str, object], make_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = make_model(make_plans(architecture))
     engine = as_on_a_gpu(monkeypatch)
     assert engine.description.endswith("float16")
     engine.load(model)
-    assert engine.description.endswith("float16, lean")
-    assert [type(network).__name__[:5] for _, network in engine._networks.values()] == ["_Lean", "_Lean"]
+    assert engine.description.endswith("float16, channels last")
+    assert all(type(network).__name__.startswith("ChannelsLast") for _, network in engine._networks.values())
     assert engine._placed == {network for _, network in engine._networks.values()}, "what was only tried is gone"
-    # One model that has no such form is enough for the record not to say so.
+    # One model that has no such view is enough for the record not to say so.
     odd = make_model(make_plans(unet_architecture((4, 7))), name="odd", folds=1)
     engine.load(odd)
     assert engine.description.endswith("float16")
@@ -349,16 +349,16 @@ def does_not_compile(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         (does_not_compile, "RuntimeError: kernels do not compile"),
     ],
 )
-def test_a_lean_form_that_does_not_work_is_left(
+def test_a_channels_last_view_that_does_not_work_is_left(
     forward: Callable,
     reason: str,
     make_model: Callable,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from inference.predict.engines.lean import _LeanUNet
+    from inference.predict.engines.channels_last import ChannelsLastUNet
 
-    monkeypatch.setattr(_LeanUNet, "forward", forward)
+    monkeypatch.setattr(ChannelsLastUNet, "forward", forward)
     model = make_model(make_plans(unet_architecture()), name="unet")
     for fold in model.folds:
         # As trained networks are of noise: sure that there is no tumour, so that probabilities say nothing.
@@ -376,24 +376,24 @@ def test_a_lean_form_that_does_not_work_is_left(
 def test_a_convolution_that_cudnn_cannot_do_changes_nothing_else(
     make_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inference.predict.engines.lean import _LeanUNet
+    from inference.predict.engines.channels_last import ChannelsLastUNet
 
     def refused(_: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         raise RuntimeError("GET was unable to find an engine to execute this computation")
 
     engine = as_on_a_gpu(monkeypatch)
     engine.load(make_model(make_plans(mednext_architecture()), folds=1))
-    monkeypatch.setattr(_LeanUNet, "forward", refused)
+    monkeypatch.setattr(ChannelsLastUNet, "forward", refused)
     engine.load(make_model(make_plans(unet_architecture()), folds=1))
     assert not engine._one_at_a_time
 
 
-def test_a_shortage_of_memory_is_no_reason_to_leave_the_lean_form(
+def test_a_shortage_of_memory_is_no_reason_to_leave_channels_last(
     make_model: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from inference.predict.engines.lean import _LeanUNet
+    from inference.predict.engines.channels_last import ChannelsLastUNet
 
-    forward, failures = _LeanUNet.forward, [torch.OutOfMemoryError()]
+    forward, failures = ChannelsLastUNet.forward, [torch.OutOfMemoryError()]
 
     def short_of_memory(network: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
         if failures:
@@ -403,10 +403,10 @@ def test_a_shortage_of_memory_is_no_reason_to_leave_the_lean_form(
     first, second = (make_model(make_plans(unet_architecture()), folds=1) for _ in range(2))
     engine = as_on_a_gpu(monkeypatch)
     engine.load(make_model(make_plans(mednext_architecture()), folds=1))
-    monkeypatch.setattr(_LeanUNet, "forward", short_of_memory)
+    monkeypatch.setattr(ChannelsLastUNet, "forward", short_of_memory)
     engine.load(first)
     assert engine._one_at_a_time
-    assert engine.description.endswith("lean")
+    assert engine.description.endswith("channels last")
     failures.append(torch.OutOfMemoryError())
     with pytest.raises(DeviceError, match="not enough memory"):
         engine.load(second)

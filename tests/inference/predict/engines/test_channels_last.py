@@ -1,4 +1,4 @@
-"""The lean form of networks against the networks, and the CUDA kernels against torch: compiled for the CPU."""
+"""Channels-last views of networks against the networks, and the CUDA kernels against torch: compiled for the CPU."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from inference.predict.engines import lean_kernels
-from inference.predict.engines.lean import lean
-from inference.predict.engines.lean_kernels import (
+from inference.predict.engines import channels_last_kernels
+from inference.predict.engines.channels_last import channels_last
+from inference.predict.engines.channels_last_kernels import (
+    RUN,
     SOURCE,
     compiled,
     depthwise,
@@ -76,9 +77,19 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> dict[int, ctypes.CDLL
     if compiler is None:
         pytest.skip("needs g++")
     folder: Path = tmp_path_factory.mktemp("kernels")
-    (folder / "kernels.cpp").write_text(PRELUDE + SOURCE + LAUNCH)
+    (folder / "kernels.cpp").write_text(PRELUDE + SOURCE.read_text() + LAUNCH)
     for size in (3, 5):
-        options = ["-std=c++17", "-O1", "-fwrapv", "-shared", "-fPIC", f"-DK={size}", "-o", f"kernels{size}.so"]
+        options = [
+            "-std=c++17",
+            "-O1",
+            "-fwrapv",
+            "-shared",
+            "-fPIC",
+            f"-DK={size}",
+            f"-DRUN={RUN}",
+            "-o",
+            f"kernels{size}.so",
+        ]
         subprocess.run([compiler, *options, "kernels.cpp"], cwd=folder, check=True)
     return {size: ctypes.CDLL(str(folder / f"kernels{size}.so")) for size in (3, 5)}
 
@@ -92,15 +103,15 @@ def kernels(
 
     def launch(name: str, kernel: int, blocks: int, arguments: list[torch.Tensor | int | float]) -> None:
         assert all(a.is_contiguous() for a in arguments if isinstance(a, torch.Tensor))
-        libraries[kernel][f"launch_{name}"](blocks, len(arguments[0]), *map(lean_kernels._as_c, arguments))
+        libraries[kernel][f"launch_{name}"](blocks, len(arguments[0]), *map(channels_last_kernels._as_c, arguments))
         ran.append(name)
 
     new_empty = torch.Tensor.new_empty
     # What a kernel leaves out is seen.
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda x, *size, **as_: new_empty(x, *size, **as_).fill_(torch.nan))
-    monkeypatch.setattr(lean_kernels, "_by_kernels", lambda x: x.dtype is torch.float16)
-    monkeypatch.setattr(lean_kernels, "_launch", launch)
-    monkeypatch.setattr(lean_kernels, "_most_blocks", lambda _: request.param)
+    monkeypatch.setattr(channels_last_kernels, "_by_kernels", lambda x: x.dtype is torch.float16)
+    monkeypatch.setattr(channels_last_kernels, "_launch", launch)
+    monkeypatch.setattr(channels_last_kernels, "_most_blocks", lambda _: request.param)
     return ran
 
 
@@ -171,18 +182,18 @@ def test_kernels_normalise_as_torch_does(shape: tuple[int, ...], kernels: list[s
 
 
 def test_what_the_driver_says_is_told_apart() -> None:
-    lean_kernels._check(0)
+    channels_last_kernels._check(0)
     with pytest.raises(torch.OutOfMemoryError):
-        lean_kernels._check(2)
+        channels_last_kernels._check(2)
     with pytest.raises(RuntimeError, match="driver error 700"):
-        lean_kernels._check(700)
+        channels_last_kernels._check(700)
 
 
 @pytest.mark.parametrize("architecture", ["sm_75", "sm_90"])
 @pytest.mark.parametrize("size", [3, 5])
 def test_kernels_compile_for_gpus(size: int, architecture: str) -> None:
     try:
-        lean_kernels._compiler()
+        channels_last_kernels._compiler()
     except OSError as error:
         pytest.skip(f"needs NVRTC: {error}")
     assert compiled(size, architecture).startswith(b"\x7fELF")
@@ -227,9 +238,9 @@ networks = pytest.mark.parametrize("make", NETWORKS.values(), ids=NETWORKS.keys(
 
 @networks
 @pytest.mark.parametrize("shape", [(2, 4, 16, 32, 48), (1, 4, 32, 32, 32)])
-def test_lean_networks_are_the_networks(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
+def test_channels_last_networks_are_the_networks(make: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     network = make()
-    rearranged = lean(network, torch.float32)
+    rearranged = channels_last(network, torch.float32)
     x = torch.randn(shape)
     before = x.clone()
     expected = network(x)
@@ -242,9 +253,9 @@ def test_lean_networks_are_the_networks(make: Callable[[], nn.Module], shape: tu
 
 
 @networks
-def test_lean_networks_run_on_the_kernels(make: Callable[[], nn.Module], kernels: list[str]) -> None:
+def test_channels_last_networks_run_on_the_kernels(make: Callable[[], nn.Module], kernels: list[str]) -> None:
     network = make()
-    rearranged = lean(network)
+    rearranged = channels_last(network)
     x = torch.randn(2, 4, 16, 32, 48)
     with torch.autocast("cpu", torch.bfloat16):
         logits = rearranged(x)
@@ -256,9 +267,9 @@ def test_lean_networks_run_on_the_kernels(make: Callable[[], nn.Module], kernels
 
 
 @networks
-def test_lean_networks_hold_half_the_bytes(make: Callable[[], nn.Module]) -> None:
+def test_channels_last_networks_hold_half_the_bytes(make: Callable[[], nn.Module]) -> None:
     network = make()
-    rearranged = lean(network)
+    rearranged = channels_last(network)
     assert not list(rearranged.parameters())
     held = sum(buffer.nbytes for buffer in rearranged.buffers())
     assert held < 0.6 * sum(parameter.nbytes for parameter in network.parameters())
@@ -289,8 +300,8 @@ def residual_unet() -> nn.Module:
         lambda: make_unet(dropout_op="torch.nn.Dropout3d", dropout_op_kwargs={"p": 0.1}),
     ],
 )
-def test_what_has_no_lean_form(make: Callable[[], nn.Module]) -> None:
-    assert lean(make()) is None
+def test_what_has_no_channels_last_view(make: Callable[[], nn.Module]) -> None:
+    assert channels_last(make()) is None
 
 
 @needs_gpu
@@ -304,9 +315,9 @@ def test_what_has_no_lean_form(make: Callable[[], nn.Module]) -> None:
     ],
     ids=["MedNeXt", "MedNeXt of kernel 5", "U-Net", "anisotropic U-Net"],
 )
-def test_lean_networks_agree_on_a_gpu(make: Callable[[], nn.Module]) -> None:
+def test_channels_last_networks_agree_on_a_gpu(make: Callable[[], nn.Module]) -> None:
     network = make().cuda()
-    rearranged = lean(network).cuda()
+    rearranged = channels_last(network).cuda()
     x = torch.randn(2, 4, 48, 32, 64, device="cuda")
     difference = (rearranged(x).float().sigmoid() - network(x).sigmoid()).abs()
     assert difference.mean() < 0.01

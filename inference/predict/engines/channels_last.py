@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.predict.engines.lean_kernels import depthwise, depthwise_transposed, normalise_, sums_of
+from inference.predict.engines.channels_last_kernels import depthwise, depthwise_transposed, normalise_, sums_of
 from inference.predict.networks.mednext import Block, DownBlock, MedNeXt, UpBlock
 from inference.predict.networks.sizes import LEVELS
 
@@ -26,11 +26,11 @@ _ALIGNED: Final = 8
 
 
 class _UnknownLayerError(Exception):
-    """A network holds something that has no lean counterpart."""
+    """A network holds something that is not known channels last."""
 
 
-def lean(network: nn.Module, precision: torch.dtype = torch.float16) -> nn.Module | None:
-    """A network that computes the same logits with less traffic, or None where there is no such form of it.
+def channels_last(network: nn.Module, precision: torch.dtype = torch.float16) -> nn.Module | None:
+    """A network that computes the same logits with less traffic, or None where none is known.
 
     Known are MedNeXt and PlainConvUNet without deep supervision, with an even number of channels. The result takes
     (batch, in_channels, Z, Y, X) of any floating type and returns logits (batch, out_channels, Z, Y, X) of the given
@@ -39,11 +39,11 @@ def lean(network: nn.Module, precision: torch.dtype = torch.float16) -> nn.Modul
     """
     try:
         if type(network) is MedNeXt:
-            return _LeanMedNeXt(network, precision)
+            return ChannelsLastMedNeXt(network, precision)
         from dynamic_network_architectures.architectures.unet import PlainConvUNet
 
         if type(network) is PlainConvUNet:
-            return _LeanUNet(network, precision)
+            return ChannelsLastUNet(network, precision)
     except (_UnknownLayerError, AssertionError, AttributeError, LookupError, ValueError):
         # The others where another version of the library has put its modules together otherwise.
         pass
@@ -142,7 +142,7 @@ class _UpBlock(_AnyBlock):
         return skip
 
 
-def _lean_block(block: nn.Module, precision: torch.dtype) -> nn.Module:
+def _view_of_block(block: nn.Module, precision: torch.dtype) -> nn.Module:
     if isinstance(block, DownBlock):
         return _DownBlock(block, precision)
     if isinstance(block, UpBlock):
@@ -151,17 +151,19 @@ def _lean_block(block: nn.Module, precision: torch.dtype) -> nn.Module:
     return _Block(block, precision)
 
 
-class _LeanMedNeXt(nn.Module):
+class ChannelsLastMedNeXt(nn.Module):
     """Takes (batch, in_channels, Z, Y, X) and returns logits (batch, out_channels, Z, Y, X)."""
 
     def __init__(self, network: MedNeXt, precision: torch.dtype) -> None:
         super().__init__()
 
         def block(name: str) -> nn.Module:
-            return _lean_block(network.get_submodule(name), precision)
+            return _view_of_block(network.get_submodule(name), precision)
 
         def stage(name: str) -> nn.Module:
-            return nn.Sequential(*(_lean_block(found, precision) for found in network.get_submodule(name).children()))
+            return nn.Sequential(
+                *(_view_of_block(found, precision) for found in network.get_submodule(name).children())
+            )
 
         _require(not network.deep_supervision and network.stem.out_channels % 2 == 0)
         levels = range(LEVELS)
@@ -174,8 +176,9 @@ class _LeanMedNeXt(nn.Module):
         self.head = _Pointwise(*_matrix(network.get_submodule("out_0.conv_out")), precision)
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         with torch.autocast(x.device.type, enabled=False):
-            x = self.stem(_channels_last(x, x.shape[1], self.stem.weight.dtype))
+            x = self.stem(_moved(x, x.shape[1], self.stem.weight.dtype))
             skips: list[Tensor] = []
             for stage, down in zip(self.encoder, self.down, strict=True):
                 skips.append(stage(x))
@@ -241,7 +244,7 @@ class _Upsampling(nn.Module):
         return joined
 
 
-class _LeanUNet(nn.Module):
+class ChannelsLastUNet(nn.Module):
     """Takes (batch, in_channels, Z, Y, X) and returns logits (batch, out_channels, Z, Y, X)."""
 
     def __init__(self, network: nn.Module, precision: torch.dtype) -> None:
@@ -264,8 +267,9 @@ class _LeanUNet(nn.Module):
         self.channels = first.weight.shape[1]
 
     def forward(self, x: Tensor) -> Tensor:
+        """As the class says."""
         with torch.autocast(x.device.type, enabled=False):
-            x = _channels_last(x, self.channels, self.head.weight.dtype)
+            x = _moved(x, self.channels, self.head.weight.dtype)
             skips: list[Tensor] = []
             for stage in self.encoder:
                 x = stage(x)
@@ -292,7 +296,7 @@ def _voxels(x: Tensor) -> int:
     return prod(x.shape[1:4])
 
 
-def _channels_last(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
+def _moved(x: Tensor, channels: int, dtype: torch.dtype) -> Tensor:
     """(batch, C, Z, Y, X) as (batch, Z, Y, X, channels), with zeros for the channels beyond C."""
     y = x.new_zeros((len(x), *x.shape[2:], channels), dtype=dtype)
     y[..., : x.shape[1]] = x.permute(0, 2, 3, 4, 1)

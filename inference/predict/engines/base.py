@@ -1,0 +1,158 @@
+"""What an engine is, what it needs of a model, and the numbers that engines agree on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.labels import regions_from_label_probabilities
+from inference.predict.networks import network_stride
+from inference.predict.preprocess import Preprocessed
+from inference.predict.tiling import MIRRORINGS, Triple, next_multiple, windows
+from inference.settings import Profile
+
+_COARSE: Final = 8
+"""Sizes of a `fast` pass are multiples of this, so that scans of nearly the same size share what an engine prepares."""
+
+Advance = Callable[[], None]
+"""Called after every forward pass."""
+Update = Callable[[NDArray[np.float32]], None]
+"""Called with what each network says: probabilities (3, Z, Y, X) of WT, TC, ET in its axes, on the crop of the scan.
+The array is the engine's own, and changes after the call."""
+
+
+class NetworkSource(Protocol):
+    """What prediction needs of a bundle's model."""
+
+    @property
+    def name(self) -> str:
+        """Names the model in messages."""
+
+    @property
+    def plans(self) -> Mapping[str, object]:
+        """nnU-Net's plans."""
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The architecture section of the plans."""
+
+    @property
+    def heads(self) -> str:
+        """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
+
+    @property
+    def format(self) -> str:
+        """`safetensors` or `openvino`."""
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Folds that have a network."""
+
+    @property
+    def weight(self) -> float:
+        """Share of the ensemble."""
+
+    @property
+    def averaging(self) -> str:
+        """What tiles and mirrorings are averaged as: `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
+
+    def tensors(self, fold: int) -> Mapping[str, NDArray[np.float32]]:
+        """Weights of one fold's network by state-dict name."""
+
+    def network_file(self, fold: int) -> Path:
+        """File of one fold's network."""
+
+
+class Engine(Protocol):
+    """Runs networks, for one caller at a time: others wait.
+
+    An engine keeps the networks that it has loaded, so make one and use it for every case.
+    """
+
+    @property
+    def name(self) -> str:
+        """`torch` or `openvino`."""
+
+    @property
+    def device(self) -> str:
+        """`cpu`, or `cuda:0` and so on."""
+
+    @property
+    def description(self) -> str:
+        """Library, version, device and precision, for the record of a run."""
+
+    def load(self, model: NetworkSource) -> None:
+        """Load and check a model's networks, so that one that does not fit is refused before any case is read.
+
+        Raises BundleError, and DeviceError when the device has no room for a network.
+        """
+
+    def mean_over_folds(
+        self,
+        model: NetworkSource,
+        prepared: Preprocessed,
+        profile: Profile,
+        advance: Advance,
+        update: Update | None = None,
+    ) -> NDArray[np.float32]:
+        """Probabilities (3, Z, Y, X) of WT, TC, ET, in the network's axes on the crop: a model's mean over its folds.
+
+        `paper` brings the logits of each fold to the scan's spacing before the sigmoid or softmax, as nnU-Net does;
+        `fast` averages probabilities on the network's grid and brings the average to the scan's spacing once, and so
+        do both for a model whose tiles are averaged as probabilities. With `update` the single networks are brought
+        there as well, one by one.
+        """
+
+
+def heads_of(model: NetworkSource) -> int:
+    """Outputs of a model's networks: three regions, or four labels with the background."""
+    return 3 if model.heads == "regions" else 4
+
+
+def region_probabilities(logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
+    """Probabilities (3, ...) of WT, TC, ET from the logits of region heads (3, ...) or label heads (4, ...)."""
+    if heads == "regions":
+        # The sigmoid as 0.5 (1 + tanh(x / 2)), which does not overflow. In place, for the arrays are large.
+        probabilities: NDArray[np.float32] = np.float32(0.5) * logits
+        np.tanh(probabilities, out=probabilities)
+        probabilities += 1
+        probabilities *= np.float32(0.5)
+        return probabilities
+    powers = np.exp(logits - logits.max(axis=0))
+    return regions_from_label_probabilities(powers / powers.sum(axis=0))
+
+
+def pass_shape(shape: Sequence[int], architecture: Mapping[str, object]) -> Triple:
+    """Size (Z, Y, X) of the one pass of `fast` over an array of `shape`: the next multiple of stride and of 8.
+
+    At least two strides along each axis: instance norm of a single voxel is nothing, which torch refuses, and where a
+    network's deepest level is one voxel thick, OpenVINO's convolutions in bfloat16 read memory that nobody wrote.
+    """
+    stride = network_stride(architecture)
+    least = [max(size, 2 * step) for size, step in zip(shape, stride, strict=True)]
+    return next_multiple(least, [math.lcm(step, _COARSE) for step in stride])
+
+
+def mismatch(found: NDArray[np.float32], expected: NDArray[np.float32], most: float) -> str:
+    """Why logits cannot be trusted where others, of the same shape, were expected; or nothing.
+
+    `most` is how far they may be apart: the root mean square of the difference by the standard deviation of what was
+    expected. Not of probabilities, because trained networks are so sure that noise is no tumour that these agree
+    whatever happens.
+    """
+    difference = float(np.sqrt(np.square(found - expected).mean()) / expected.std())
+    # Written so that an answer that is not a number is a mismatch too.
+    return "" if difference < most else f"logits differ by {difference:.3f} of their standard deviation"
+
+
+def forward_count(shape: Sequence[int], patch: Triple, profile: Profile) -> int:
+    """Forward passes of one network over an array of spatial `shape` (Z, Y, X)."""
+    if profile is Profile.FAST:
+        return 1
+    padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
+    return len(windows(padded, patch)) * len(MIRRORINGS)
