@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,50 @@ def test_a_record_that_cannot_be_written_is_refused_first_and_no_reason_to_stop_
 ) -> None:
     with pytest.raises(FolderError, match="it is a folder"):
         RecordFile(tmp_path)
-    record = RecordFile(tmp_path / "record.json")
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(FolderError, match="pipe"):
+        RecordFile(tmp_path / "pipe")
+    path = tmp_path / "record.json"
+    record = RecordFile(path)
     record.begin(RUN)
+    real = os.pwrite
 
-    def full(*_: object) -> None:
-        raise FolderError("no space")
+    def full(file: int, text: bytes, position: int) -> int:
+        return real(file, text[:10], position) if len(text) > 10 else real(file, text, position)
 
-    monkeypatch.setattr(recorder, "write_whole", full)
+    monkeypatch.setattr(os, "pwrite", full)
+    record.add(CaseRecord("A", "ok"))
+    assert "not up to date" in caplog.text
+    assert json.loads(path.read_bytes())["cases"] == []
+    monkeypatch.undo()
     record.add(CaseRecord("B", "ok"))
-    assert "no space" in caplog.text
-    with pytest.raises(FolderError):
-        record.begin(RUN)
+    assert [case["id"] for case in json.loads(path.read_bytes())["cases"]] == ["A", "B"]
+
+
+def test_a_case_costs_as_much_after_thousands_as_after_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "record.json"
+    record = RecordFile(path)
+    record.begin(RUN)
+    written = []
+    real = os.pwrite
+    monkeypatch.setattr(os, "pwrite", lambda file, text, at: written.append(len(text)) or real(file, text, at))
+    monkeypatch.setattr(recorder, "write_whole", None)
+    for number in range(3000):
+        record.add(CaseRecord(f"C-{number:05d}", "ok", warnings=("ä",)))
+    assert max(written) - min(written) <= 1
+    assert len(json.loads(path.read_bytes())["cases"]) == 3000
+
+
+def test_a_file_that_somebody_else_writes_to_is_left_alone_until_the_end(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "record.json"
+    record = RecordFile(path)
+    record.begin(RUN)
+    with path.open("ab") as file:
+        file.write(b" " * 100)
+    record.add(CaseRecord("A", "ok"))
+    assert "somebody else" in caplog.text
+    assert json.loads(path.read_bytes())["cases"] == []
+    record.end((CaseRecord("A", "ok"),), None, 0, 1.0)
+    assert [case["id"] for case in json.loads(path.read_bytes())["cases"]] == ["A"]
