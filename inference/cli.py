@@ -138,30 +138,31 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
 
 def _prepare_folders(arguments: InferArguments) -> CaseListing:
     """Find the cases, and make the folders of the results; UsageError or FolderError where one is out of place."""
-    from inference.files import is_inside, prepare_folder
+    from inference.files import check_outputs, is_inside, prepare_folder
     from inference.intake.cases import find_cases
 
     cases, labels = arguments.data_path, arguments.output_path
-    wanted = {f"--{option}": getattr(arguments, option) for option in ("report", "probabilities", "uncertainty")}
-    wanted = {option: folder for option, folder in wanted.items() if folder is not None}
-    for option, folder in wanted.items():
-        if folder.resolve() == cases.resolve():
-            raise UsageError(f"{option}: {folder} is the folder of the cases, expected one of its own")
-    for option, folder in (wanted | ({"--record": arguments.record.parent} if arguments.record else {})).items():
-        if folder.resolve() == labels.resolve():
-            raise UsageError(f"{option}: {folder} is the folder of the label maps, expected one of its own")
+    further = {f"--{option}": getattr(arguments, option) for option in ("report", "probabilities", "uncertainty")}
+    further = {option: folder for option, folder in further.items() if folder is not None}
+    record = {"--record": arguments.record} if arguments.record else {}
+    for option, folder in (further | {option: path.parent for option, path in record.items()}).items():
         if is_inside(folder, labels):  # organisers read all of it
             raise UsageError(f"{option}: {folder} lies in the folder of the label maps, expected one outside of it")
     try:
-        listing = find_cases(cases, ignored=(labels, *wanted.values()))
+        everything = find_cases(cases)
     except FolderError as error:
         if os.path.isdir(cases):  # noqa: PTH112 (never raises)
             raise
         # Whoever called without arguments, or misspelt the folder, learns how to name it.
         raise FolderError(f"{error}; --data_path names the folder of the cases (see --help)") from error
-    for folder in (labels, *wanted.values()):
+    sequences = (*(case.paths for case in everything.cases), *everything.found.values())
+    # A label map in a folder within that of the cases may be named like a sequence of another case: P_t1.nii.gz.
+    own = {f"{case.id}.nii.gz" for case in everything.cases}
+    scans = [path for paths in sequences for path in paths.values() if path.name not in own]
+    check_outputs({"--output_path": labels, **further, **record}, [cases, *scans])
+    for folder in (labels, *further.values()):
         prepare_folder(folder)
-    return listing
+    return find_cases(cases, ignored=(labels, *further.values()))
 
 
 def _sum_up(outcome: Outcome) -> ExitStatus:
@@ -274,12 +275,13 @@ def _explain(arguments: ExplainArguments) -> int:
 
 
 def _merge(arguments: MergeArguments) -> int:
-    from inference.files import prepare_folder, write_whole
+    from inference.files import check_outputs, prepare_folder, write_whole
     from inference.report.merging import all_written, merge_records, summary_line
     from inference.report.record import read_record, render_value
 
     records = {str(path): read_record(path) for path in arguments.records}
     merged = merge_records(records, [read_record(path) for path in arguments.earlier])
+    check_outputs({"--output": arguments.output}, [*arguments.records, *arguments.earlier])
     prepare_folder(arguments.output.parent)
     write_whole(arguments.output, render_value(merged))
     say(summary_line(merged) + "\n")

@@ -143,7 +143,7 @@ def test_nothing_attempted_is_one_line_and_exit_status_2(
         (["-o", str(tmp_path / "file")], "file: cannot be written to"),
         (["-o", "/proc/nowhere"], "/proc/nowhere: cannot be created"),
         (["--report", str(tmp_path / "file")], "file: cannot be written to"),
-        (["--record", str(tmp_path)], "the record cannot be written"),
+        (["--record", str(tmp_path)], "cannot be written (it is a folder"),
         (["--bundle", str(tmp_path / "nowhere")], "no bundle here"),
         (["--bundle", str(broken)], "mednext/fold_0.safetensors: found SHA-256"),
         (["--device", "cuda:99"], "device cuda:99"),
@@ -362,10 +362,33 @@ def test_nothing_but_label_maps_may_go_to_their_folder(
     assert f"error: {option}: " in capsys.readouterr().err
     assert not output.exists()
     assert infer(cases, tiny_bundle, option, str(cases)) == 2
-    assert "is the folder of the cases, expected one of its own" in capsys.readouterr().err
+    assert "is read by this run, expected a path of its own" in capsys.readouterr().err
     assert infer(cases, tiny_bundle, option, str(output / "within")) == 2
     assert "lies in the folder of the label maps, expected one outside of it" in capsys.readouterr().err
     assert not output.exists()
+
+
+@pytest.mark.parametrize("option", ["-o", "--report", "--probabilities", "--record"])
+def test_no_output_takes_the_place_of_an_input(
+    cases: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    before = {path: path.read_bytes() for path in cases.rglob("*.nii.gz")}
+    scan = cases / IDS[0] / f"{IDS[0]}-t1n.nii.gz"
+    (cases.parent / "linked").symlink_to(cases / IDS[1])
+    places = [scan] if option == "--record" else [cases, cases / IDS[0], cases.parent / "linked"]
+    for place in places:
+        assert infer(cases, tiny_bundle, option, str(place)) == 2
+        assert "is read by this run, expected a path of its own" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in cases.rglob("*.nii.gz")} == before
+
+
+def test_label_maps_within_the_cases_may_have_any_name(phantom_folder: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    for path in (phantom_folder / IDS[0]).iterdir():
+        copy = tmp_path / "cases" / "P_t1" / path.name.replace(IDS[0], "P_t1")
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, copy)
+    for _ in range(2):
+        assert infer(tmp_path / "cases", tiny_bundle, "-o", str(tmp_path / "cases" / "labels"), "--resume") == 0
 
 
 def test_the_record_may_not_lie_among_the_label_maps(
@@ -373,7 +396,7 @@ def test_the_record_may_not_lie_among_the_label_maps(
 ) -> None:
     output = cases.parent / "output"
     assert infer(cases, tiny_bundle, "--record", str(output / "record.json")) == 2
-    assert f"error: --record: {output} is the folder of the label maps" in capsys.readouterr().err
+    assert f"error: --record: {output} lies in the folder of the label maps" in capsys.readouterr().err
     assert not output.exists()
 
 

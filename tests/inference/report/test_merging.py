@@ -108,3 +108,11 @@ def test_the_verb_refuses_what_is_no_record(tmp_path, capsys):
     assert main(["merge", str(tmp_path / "1.json"), "--output", str(tmp_path / "all.json")]) == 2
     assert "not a run's record" in capsys.readouterr().err
     assert not (tmp_path / "all.json").exists()
+
+
+def test_the_one_record_takes_the_place_of_none_that_is_read(tmp_path, capsys):
+    path = tmp_path / "1.json"
+    path.write_text(json.dumps(record(case("a"))))
+    assert main(["merge", str(path), "--output", str(path)]) == 2
+    assert "is read by this run" in capsys.readouterr().err
+    assert json.loads(path.read_text())["cases"] == [case("a")]
