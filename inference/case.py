@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.store import Bundle, load_bundle
+from inference.intake.cases import Case
 from inference.intake.scan import Scan
-from inference.labels import labels_from_regions, most_probable_labels
+from inference.labels import SEQUENCES, labels_from_regions, most_probable_labels
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
 from inference.refine.postprocess import RefinementRecord, refine
@@ -35,10 +38,28 @@ class System:
     subtypes: SubtypeModel | None
     """The bundle's subtype model, ready for use."""
 
+    def stamp(self, scans: str, *, noted: bool = False) -> str:
+        """Name what a result was made from, in at most 79 characters for its header: bundle, profile and scans.
+
+        `scans` is :func:`digest_scans`. `noted` says that the scan was mended or is odd, so that a later run knows to
+        look at it again.
+        """
+        return f"{self.made_by}{scans}{'!' * noted} {self.bundle.manifest.name}"[:79]
+
     @property
-    def stamp(self) -> str:
-        """Bundle and profile in at most 79 characters, for the header of every result."""
-        return f"{self.bundle.digest[:16]} {self.profile.value} {self.bundle.manifest.name}"[:79]
+    def made_by(self) -> str:
+        """Bundle and profile, as every stamp begins."""
+        return f"{self.bundle.digest[:16]} {self.profile.value} "
+
+
+def digest_scans(case: Case) -> str:
+    """First 16 digits of the SHA-256 of a case's files, in the order of the sequences (OSError)."""
+    digest = hashlib.sha256()
+    for sequence in SEQUENCES:
+        descriptor = os.open(case.paths[sequence], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
 
 
 def open_system(

@@ -16,9 +16,10 @@ from typing import Concatenate, Final, ParamSpec, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.case import EMPTY_TUMOUR, System, describe, label_regions, predict_regions
+from inference.case import EMPTY_TUMOUR, System, describe, digest_scans, label_regions, predict_regions
 from inference.errors import CaseError, GliomaError, reason
 from inference.intake.cases import Case, CaseListing
+from inference.intake.geometry import Geometry
 from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
 from inference.intake.scan import Scan, any_geometry, read_scan
 from inference.labels import REGIONS
@@ -82,13 +83,15 @@ class _Task:
     problem: CaseError | None = None
     replaceable: bool = True
     """Whether an empty file may be written under its ID."""
+    scans: str = ""
+    """Digest of the files, once they are read."""
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
         begin = time.perf_counter()
         yield
-        self.seconds[step] = round(time.perf_counter() - begin, 3)
+        self.seconds[step] = round(self.seconds.get(step, 0) + time.perf_counter() - begin, 3)
 
 
 def segment_folder(
@@ -217,6 +220,8 @@ def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseR
     """The scan of a case, or its record where nothing is left to do."""
     if task.problem:
         raise task.problem
+    with task.timed("read"):
+        task.scans = digest_scans(task.case)
     if settings.resume:
         record = _earlier_result(task, system, settings)
         if record is not None:
@@ -245,8 +250,9 @@ def _finish(
     record = describe(scan, result)
     warnings = list(record.warnings)
     with task.timed("write"):
-        write_labels(result.labels, scan.geometry, path, stamp=system.stamp)
-        warnings += _write_maps(scan, regions, settings, system.stamp)
+        stamp = system.stamp(task.scans, noted=scan.is_noted)
+        write_labels(result.labels, scan.geometry, path, stamp=stamp)
+        warnings += _write_maps(scan, regions, settings, stamp)
     with task.timed("draw"):
         warnings += _draw(scan, result.labels, warnings, settings.report)
     return replace(record, output=str(path), seconds=task.seconds, warnings=tuple(warnings))
@@ -293,30 +299,43 @@ def _draw(scan: Scan, labels: NDArray[np.uint8], warnings: Sequence[str], report
 
 
 def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> CaseRecord | None:
-    """The record of a case whose results of an earlier run are there, with a picture that is missing drawn now."""
+    """The record of a case whose results of an earlier run are there, made from the same scans by the same system.
+
+    A picture that is missing is drawn now. What there is to say about the scan is found out again.
+    """
     case, path = task.case, settings.label_map(task.case.id)
-    labels = read_result(path, case, system.stamp)
-    geometry = any_geometry(case.paths)
-    maps = settings.maps(case.id).values()
-    if labels is None or not all(holds_fractions(map_, geometry, len(REGIONS), stamp=system.stamp) for map_ in maps):
+    stamp = stamp_of(path)
+    noted = stamp == system.stamp(task.scans, noted=True)
+    if stamp is None or not (noted or stamp == system.stamp(task.scans)):
         return None
-    warnings = [] if labels.any() else [EMPTY_TUMOUR]
-    if settings.report is not None and not _is_drawn(case.id, path, settings.report):
-        try:
-            with task.timed("read"):
-                scan = read_scan(case)
-            with task.timed("draw"):
-                warnings += _draw(scan, labels, warnings, settings.report)
-        except (CaseError, OSError, MemoryError) as error:
-            warnings.append(f"no picture: {reason(error, case.id)}")
-    return CaseRecord(
+    geometry = any_geometry(case.paths)
+    labels = read_result(path, geometry)
+    maps = settings.maps(case.id).values()
+    if labels is None or not all(holds_fractions(map_, geometry, len(REGIONS), stamp=stamp) for map_ in maps):
+        return None
+    record = CaseRecord(
         id=case.id,
         status="ok",
         output=str(path),
         resumed=True,
-        seconds=task.seconds,
-        warnings=tuple(warnings),
+        warnings=() if labels.any() else (EMPTY_TUMOUR,),
         volumes_ml=volumes_ml(labels, geometry.spacing),
+    )
+    drawn = settings.report is None or _is_drawn(case.id, path, settings.report)
+    if drawn and not noted:
+        return record
+    with task.timed("read"):
+        scan = read_scan(case)
+    warnings = [*scan.warnings, *record.warnings]
+    if not drawn:
+        with task.timed("draw"):
+            warnings += _draw(scan, labels, warnings, settings.report)
+    return replace(
+        record,
+        status="repaired" if scan.repairs else "ok",
+        seconds=task.seconds,
+        repairs=scan.repairs,
+        warnings=tuple(warnings),
     )
 
 
@@ -331,18 +350,21 @@ def _is_drawn(case: str, labels: Path, report: Path) -> bool:
     return made >= labels.stat().st_mtime
 
 
-def read_result(path: Path, case: Case, stamp: str) -> NDArray[np.uint8] | None:
-    """The labels (X, Y, Z; canonical RAS) in a result of an earlier run; None where there is none to rely on.
-
-    It counts if it reads back whole, lies where the case's t1n lies, and carries the stamp of this bundle and profile.
-    """
+def stamp_of(path: Path) -> str | None:
+    """The stamp of a result; None where there is no file, or none that can be read."""
     try:
-        if not path.is_file() or read_stamp(path) != stamp:
-            return None
+        return read_stamp(path) if path.is_file() else None
+    except CaseError:
+        return None
+
+
+def read_result(path: Path, geometry: Geometry) -> NDArray[np.uint8] | None:
+    """The labels (X, Y, Z; canonical RAS) of a result, if it reads back whole and lies where `geometry` says."""
+    try:
         labels, found = read_labels(path)
     except CaseError:
         return None
-    return labels if found.same_as(any_geometry(case.paths)) else None
+    return labels if found.same_as(geometry) else None
 
 
 def _failed(task: _Task, system: System, settings: CohortSettings, error: str) -> CaseRecord:
@@ -356,7 +378,8 @@ def _failed(task: _Task, system: System, settings: CohortSettings, error: str) -
     if settings.on_error != "empty" or not task.replaceable:
         return failed
     try:
-        kept = settings.resume and read_result(path, case, system.stamp) is not None
+        made = (stamp_of(path) or "").startswith(system.made_by)
+        kept = settings.resume and made and read_result(path, any_geometry(case.paths)) is not None
     except (OSError, MemoryError):
         kept = path.exists()
     if kept:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import threading
 import time
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -13,8 +14,9 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inference.case import System, describe, open_system, segment
-from inference.errors import UsageError
+from inference.case import System, describe, digest_scans, open_system, segment
+from inference.errors import CaseError, UsageError
+from inference.files import check_name
 from inference.intake.cases import Case
 from inference.intake.geometry import Geometry
 from inference.intake.scan import read_scan
@@ -45,10 +47,12 @@ class Segmentation:
 
 
 class Segmenter:
-    """A loaded bundle that segments cases one after another."""
+    """A loaded bundle that segments cases; several threads may use it, and take turns."""
 
     def __init__(self, system: System) -> None:
         self._system = system
+        # Engines keep one set of buffers, and refinement's libraries have settings of their process.
+        self._turn = threading.Lock()
 
     @classmethod
     def load(
@@ -72,17 +76,23 @@ class Segmenter:
     ) -> Segmentation:
         """Segment one case, each sequence a path, a nibabel image or a pair (array (X, Y, Z), affine (4, 4)).
 
-        `case` is what errors and the record call it. Raises CaseError for what is wrong with the scans.
+        `case` is what errors and the record call it. Raises CaseError for what is wrong with the scans, and UsageError
+        for a `case` that could not be the name of a file, or a sequence that is none of these.
         """
+        try:
+            check_name(case)
+        except CaseError as error:
+            raise UsageError(f"case: {error}") from error
         begin = time.perf_counter()
         given = dict(zip(SEQUENCES, (t1n, t1c, t2w, t2f), strict=True))
         with tempfile.TemporaryDirectory() as scratch:
             paths = {name: _as_file(sequence, name, Path(scratch)) for name, sequence in given.items()}
-            scan = read_scan(Case(case, paths))
+            digest, scan = digest_scans(Case(case, paths)), read_scan(Case(case, paths))
         read = time.perf_counter()
-        result = segment(scan, self._system)
+        with self._turn:
+            result = segment(scan, self._system)
         seconds = {"read": round(read - begin, 3), "segment": round(time.perf_counter() - read, 3)}
-        image = _as_image(result.labels, scan.geometry, self._system.stamp)
+        image = _as_image(result.labels, scan.geometry, self._system.stamp(digest, noted=scan.is_noted))
         record = replace(describe(scan, result), seconds=seconds)
         return Segmentation(np.asarray(image.dataobj), image.affine, image, record)
 

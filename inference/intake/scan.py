@@ -43,6 +43,11 @@ class Scan:
     warnings: tuple[str, ...]
     """What is odd but was left alone, each with its sequence."""
 
+    @property
+    def is_noted(self) -> bool:
+        """Whether there is anything to say about it."""
+        return bool(self.repairs or self.warnings)
+
 
 def read_scan(case: Case) -> Scan:
     """Read, check and repair the four sequences of a case.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nibabel as nib
@@ -54,6 +55,21 @@ def test_what_is_no_sequence_is_refused(segmenter: Segmenter, files: dict[str, P
         segmenter.segment(**(files | {"t2w": tmp_path / "broken.nii.gz"}), case="patient")
     with pytest.raises(TypeError):
         segmenter.segment(**{name: files[name] for name in SEQUENCES[1:]})
+
+
+@pytest.mark.parametrize("name", ["../../victim", "/tmp/absolute", "Doe/Jane", "", "..", "a\nb", "x" * 300])
+def test_a_case_that_is_no_name_is_refused(segmenter: Segmenter, files: dict[str, Path], name: str) -> None:
+    with pytest.raises(UsageError, match="case: "):
+        segmenter.segment(**files, case=name)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_threads_take_turns(tiny_bundle: Path, files: dict[str, Path], engine: str) -> None:
+    shared = Segmenter.load(tiny_bundle, engine=engine, device="cpu", threads=1)
+    expected = shared.segment(**files).labels
+    with ThreadPoolExecutor(4) as pool:
+        for found in pool.map(lambda _: shared.segment(**files).labels, range(12)):
+            np.testing.assert_array_equal(found, expected)
 
 
 def test_a_bundle_that_is_none_is_refused(tmp_path: Path) -> None:
