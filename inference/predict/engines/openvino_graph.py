@@ -18,7 +18,7 @@ from openvino import opset13
 
 from inference.errors import BundleError
 from inference.labels import SEQUENCES
-from inference.predict.networks import architecture_arguments, architecture_name, mednext_size
+from inference.predict.networks import architecture_arguments, architecture_name, mednext_size, shuffle_factor
 
 _SPATIAL: Final = (2, 3, 4)
 _EPSILON: Final = 1e-5
@@ -26,7 +26,18 @@ _EPSILON: Final = 1e-5
 _LEAK: Final = 0.01
 """PyTorch's default slope of a leaky ReLU."""
 
-_ELEMENTARY: Final = ("Add", "Concat", "Constant", "Convert", "Multiply", "Pad", "Parameter", "Result", "Slice")
+_ELEMENTARY: Final = (
+    "Add",
+    "Concat",
+    "Constant",
+    "Convert",
+    "Multiply",
+    "Pad",
+    "Parameter",
+    "Result",
+    "Slice",
+    "SpaceToDepth",
+)
 _LEARNT: Final = ("Convolution", "ConvolutionBackpropData", "DepthToSpace", "Gelu", "GroupConvolution", "MVN", "PRelu")
 OPERATIONS: Final = frozenset((*_ELEMENTARY, *_LEARNT))
 """What graphs are made of, by OpenVINO's names: a stored one that has anything else is refused."""
@@ -44,16 +55,19 @@ def build_graph(
     Raises BundleError for an unknown architecture and for tensors that are missing, unexpected, misshapen or not
     finite, and UnsupportedGraphError for a residual encoder, or a layer that nnU-Net's default planner does not plan.
     """
-    name = architecture_name(architecture)
+    name, factor = architecture_name(architecture), shuffle_factor(architecture)
     layers = _Layers(tensors)
     scan = opset13.parameter([1, len(SEQUENCES), -1, -1, -1], np.float32)
+    inputs, outputs = len(SEQUENCES) * factor**3, heads * factor**3
+    x = scan if factor == 1 else opset13.space_to_depth(scan, "depth_first", factor)
     if name == "MedNeXt":
-        logits = _mednext(layers, scan, architecture, heads)
+        logits = _mednext(layers, x, architecture, inputs, outputs)
     elif name == "PlainConvUNet":
-        logits = _unet(layers, scan, architecture_arguments(architecture), heads)
+        logits = _unet(layers, x, architecture_arguments(architecture), inputs, outputs)
     else:
         raise UnsupportedGraphError(f"{name} has no OpenVINO graph here")
     layers.close()
+    logits = logits if factor == 1 else opset13.depth_to_space(logits, "depth_first", factor)
     return openvino.Model([logits], [scan], name)
 
 
@@ -184,7 +198,9 @@ def _phases(kernel: int) -> tuple[NDArray[np.float32], int]:
     return table, -first
 
 
-def _mednext(layers: _Layers, scan: openvino.Node, architecture: Mapping[str, object], heads: int) -> openvino.Node:
+def _mednext(
+    layers: _Layers, scan: openvino.Node, architecture: Mapping[str, object], inputs: int, heads: int
+) -> openvino.Node:
     size, kernel = mednext_size(architecture)
     levels = len(size.blocks) // 2
     widths = [size.channels * 2**level for level in range(levels + 1)]
@@ -215,7 +231,7 @@ def _mednext(layers: _Layers, scan: openvino.Node, architecture: Mapping[str, ob
         y = changed(y, name, (below, here), size.expansion[2 * levels - level])
         return _joined(y, _shortcut(layers, x, f"{name}.res_conv", below, here), layers, f"{name}.res_conv", here)
 
-    x = layers.convolution(scan, "stem", (widths[0], len(SEQUENCES), 1, 1, 1))
+    x = layers.convolution(scan, "stem", (widths[0], inputs, 1, 1, 1))
     skips = []
     for level in range(levels):
         skips.append(stage(x, f"enc_block_{level}", widths[level], level))
@@ -319,9 +335,11 @@ def _triples(value: object) -> tuple[tuple[int, ...], ...]:
     raise TypeError(f"found {value!r}, expected a list")
 
 
-def _unet(layers: _Layers, scan: openvino.Node, arguments: Mapping[str, object], heads: int) -> openvino.Node:
+def _unet(
+    layers: _Layers, scan: openvino.Node, arguments: Mapping[str, object], inputs: int, heads: int
+) -> openvino.Node:
     sizes = _unet_sizes(arguments)
-    x, skips, channels = scan, [], len(SEQUENCES)
+    x, skips, channels = scan, [], inputs
     for level, width in enumerate(sizes.features):
         name = f"encoder.stages.{level}.0.convs"
         count, stride = sizes.encoder[level], sizes.strides[level]

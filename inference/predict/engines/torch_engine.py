@@ -35,7 +35,7 @@ from inference.machine import available_threads
 from inference.predict.engines.base import NetworkSource, heads_of, mismatch, pass_shape
 from inference.predict.engines.channels_last import channels_last
 from inference.predict.engines.passes import Forward, PassEngine
-from inference.predict.networks import build_network, load_weights
+from inference.predict.networks import build_network, load_weights, on_coarser_grid, shuffle_factor
 from inference.predict.preprocess import Preprocessed, read_plan
 from inference.predict.resampling import LINEAR, thick_axis
 from inference.predict.tiling import MIRRORINGS
@@ -193,6 +193,9 @@ class TorchEngine(PassEngine[Tensor]):
     def _view_of(self, model: NetworkSource, network: nn.Module) -> nn.Module:
         """What runs instead of a network on a GPU, if anything: found out with the first network of a model."""
         rearranged = channels_last(network) if self._on_gpu and self._channels_last.get(id(model), True) else None
+        factor = shuffle_factor(model.architecture)
+        if rearranged is not None and factor > 1:
+            on_coarser_grid(rearranged, factor)
         if self._on_gpu and id(model) not in self._channels_last:
             found = self._mismatch(model, network, rearranged) if rearranged else ""
             if found:

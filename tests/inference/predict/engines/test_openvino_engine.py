@@ -25,6 +25,11 @@ from tests.inference.predict.networks.test_networks import RESIDUAL
 ROOT = Path(__file__).resolve().parents[4]
 MILLIMETRE = (1.0, 1.0, 1.0)
 BOTH = pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+COARSER = pytest.mark.parametrize(
+    "architecture",
+    [unet_architecture() | {"shuffle": 2}, mednext_architecture() | {"shuffle": 2}],
+    ids=["U-Net", "MedNeXt"],
+)
 
 
 def nothing() -> None:
@@ -62,6 +67,19 @@ def test_float32_equals_torch(
         assert np.abs(one - other).max() < 2e-3
 
 
+@COARSER
+@pytest.mark.parametrize("profile", list(Profile))
+def test_a_body_on_a_coarser_grid_gives_the_same(
+    architecture: dict[str, object], profile: Profile, make_model: Callable
+) -> None:
+    model = make_model(make_plans(architecture, patch=(32, 64, 32)), folds=1)
+    prepared = prepared_for(model)
+    expected = TorchEngine("cpu").mean_over_folds(model, prepared, profile, nothing)
+    found = OpenVinoEngine(precision="f32").mean_over_folds(model, prepared, profile, nothing)
+    assert expected.std() > 0.02
+    assert np.abs(found - expected).max() < 1e-4
+
+
 @BOTH
 def test_the_precision_of_this_processor_is_close(architecture: dict[str, object], make_model: Callable) -> None:
     model = make_model(make_plans(architecture))
@@ -71,9 +89,12 @@ def test_the_precision_of_this_processor_is_close(architecture: dict[str, object
     assert np.abs(found - exact).mean() < 0.01
 
 
+@pytest.mark.parametrize("shuffle", [1, 2])
 @BOTH
-def test_exported_networks_give_the_same(architecture: dict[str, object], make_model: Callable, tmp_path: Path) -> None:
-    model = make_model(make_plans(architecture))
+def test_exported_networks_give_the_same(
+    architecture: dict[str, object], shuffle: int, make_model: Callable, tmp_path: Path
+) -> None:
+    model = make_model(make_plans(architecture | {"shuffle": shuffle}))
     for fold in model.folds:
         export_network(model.architecture, heads_of(model), model.tensors(fold), tmp_path / f"fold_{fold}.xml")
     stored = replace(model, format="openvino", folder=tmp_path, arrays={})

@@ -52,6 +52,8 @@ ARCHITECTURES = [
         mednext(blocks=[1, 2, 1, 2, 1, 1, 2, 1, 2], expansion=[2, 3, 4, 4, 4, 3, 4, 3, 2]), id="MedNeXt, uneven"
     ),
     pytest.param(mednext(kernel_size=5), id="MedNeXt, kernel 5"),
+    pytest.param(unet() | {"shuffle": 2}, id="U-Net, coarser body"),
+    pytest.param(mednext() | {"shuffle": 2}, id="MedNeXt, coarser body"),
 ]
 
 
@@ -74,6 +76,21 @@ def test_equals_the_torch_module(architecture: dict[str, object], heads: int) ->
     found, expected = outputs(architecture, heads, scan)
     assert expected.std() > 0.1
     assert np.abs(found - expected).max() / np.abs(expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_one_voxel_at_the_deepest_level_is_predicted_in_any_precision(axis: int, kernel: int) -> None:
+    """In bfloat16 one operation with several outputs a channel reads past its input there."""
+    architecture, size = mednext(kernel_size=kernel), [32, 48, 32]
+    size[axis] = 16
+    graph = build_graph(architecture, 3, random_weights(architecture, 3, seed=1))
+    scan = np.random.default_rng(0).standard_normal((1, 4, *size), np.float32)
+    exact, found = (
+        openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": precision})(scan)[0]
+        for precision in ("f32", "bf16")
+    )
+    assert np.sqrt(np.square(found - exact).mean()) < 0.1 * exact.std()
 
 
 def test_one_graph_takes_any_size() -> None:

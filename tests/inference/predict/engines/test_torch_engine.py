@@ -310,8 +310,8 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> TorchEngine:
 
 @pytest.mark.parametrize(
     "architecture",
-    [unet_architecture(), unet_architecture((2,) * 6), mednext_architecture()],
-    ids=["U-Net", "deep U-Net", "MedNeXt"],
+    [unet_architecture(), unet_architecture((2,) * 6), mednext_architecture(), mednext_architecture() | {"shuffle": 2}],
+    ids=["U-Net", "deep U-Net", "MedNeXt", "coarser body"],
 )
 def test_networks_run_channels_last_on_a_gpu(
     architecture: dict[str, object], make_model: Callable, monkeypatch: pytest.MonkeyPatch
