@@ -25,7 +25,7 @@ from inference.arguments import (
 )
 from inference.console import Console, say
 from inference.errors import ExitStatus, FolderError, UsageError, no_module, reason
-from inference.machine import describe_machine, give_memory_back, library_versions, look_around
+from inference.machine import check_limits, describe_machine, give_memory_back, library_versions, look_around
 from inference.signals import Signals
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     give_memory_back()
     machine = look_around()
     threads = arguments.threads or machine.threads
+    check_limits(threads)
     # Read by the libraries when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(threads)
     listing = _prepare_folders(arguments)

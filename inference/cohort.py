@@ -10,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import wraps
+from itertools import zip_longest
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -23,6 +24,7 @@ from inference.intake.geometry import Geometry
 from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
 from inference.intake.scan import Scan, any_geometry, read_scan
 from inference.labels import REGIONS
+from inference.memory import FINISHING, PLENTY, check_fits, fits, need_to_predict, need_to_read
 from inference.predict.ensemble import Progress, RegionProbabilities
 from inference.report.record import CaseRecord, volumes_ml
 from inference.settings import OnError
@@ -154,8 +156,11 @@ def _overlap(
 ) -> None:
     """Read, predict and finish all tasks in turn, at most three at a time, and settle each in this thread."""
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "finish") as finisher:
-        reading = [reader.submit(_read, task, system, settings) for task in tasks[:1]]
+        reading: list[Future[Scan | CaseRecord]] = []
         finishing: list[tuple[_Task, Future[CaseRecord]]] = []
+
+        def read(task: _Task) -> None:
+            reading.append(reader.submit(_read, task, system, settings))
 
         def settle_last() -> None:
             while finishing:
@@ -163,10 +168,16 @@ def _overlap(
                 settle(task, finished.result())
 
         try:
-            for index, task in enumerate(tasks):
+            for task, following in zip_longest(tasks, tasks[1:]):
                 check()
+                if not reading:
+                    settle_last()
+                    read(task)
                 scan = reading.pop().result()
-                reading += [reader.submit(_read, following, system, settings) for following in tasks[index + 1 :][:1]]
+                if following is not None and _fit_beside(following, scan, system):
+                    read(following)
+                elif isinstance(scan, Scan):
+                    settle_last()
                 regions = scan if isinstance(scan, CaseRecord) else _predict(task, system, settings, scan, advance)
                 settle_last()
                 if isinstance(regions, CaseRecord):
@@ -178,6 +189,15 @@ def _overlap(
         finally:
             settle_last()
             reader.shutdown(cancel_futures=True)
+
+
+def _fit_beside(following: _Task, scan: Scan | CaseRecord, system: System) -> bool:
+    """Whether a case can be read while a scan is predicted and the one before is finished: else it is read later."""
+    if following.problem or fits(PLENTY):
+        return True
+    finishing = 0 if isinstance(scan, CaseRecord) else scan.data[0].size * FINISHING
+    predicting = 0 if isinstance(scan, CaseRecord) else need_to_predict(scan, system)
+    return fits(need_to_read(following.case) + predicting + finishing)
 
 
 def shard_of(items: Sequence[_Item], shard: tuple[int, int]) -> list[_Item]:
@@ -227,6 +247,8 @@ def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseR
         if record is not None:
             return record
     with task.timed("read"):
+        if not fits(PLENTY):
+            check_fits(task.case.id, need_to_read(task.case), "read")
         return read_scan(task.case)
 
 
@@ -236,6 +258,8 @@ def _predict(
 ) -> RegionProbabilities:
     compare = settings.report is not None or settings.uncertainty is not None
     with task.timed("predict"):
+        if not fits(PLENTY):
+            check_fits(scan.case, need_to_predict(scan, system), "predict")
         return predict_regions(scan, system, progress=progress, compare=compare)
 
 

@@ -13,9 +13,11 @@ _SIGNS_OF_NO_MEMORY: Final = (
     "out of memory",
     "can't start new thread",
     "failed to map segment",
+    "can't alloc",
+    "resource temporarily unavailable",
 )
-"""What libraries say, in errors of any type, where the system or the GPU gives them no memory. The last two are threads
-and libraries that find no room."""
+"""What libraries say, in errors of any type, where the system or the GPU gives them no memory. The last four are
+threads, libraries and tensors that find no room."""
 
 
 class ExitStatus(IntEnum):

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import resource
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata, util
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
+
+from inference.errors import UsageError
 
 _LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "pyradiomics", "safetensors", "connected-components-3d")
 LITTLE_MEMORY_GIB: Final = 3.0
@@ -17,6 +22,17 @@ _GIB = 2**30
 _MIB = 2**20
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """Options of `mallopt`, as in glibc's malloc.h."""
+_MEMORY_FILES: Final = (
+    ("memory.max", "memory.current", "inactive_file"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+)
+"""Limit, usage, and the key of file cache in `memory.stat`: cgroup v2, v1."""
+_LEAST_ADDRESS_SPACE: Final = 1800 * _MIB
+"""OpenVINO, numpy and the embedded bundle take 1640 MiB of addresses before the first case, most of them never used."""
+_THREADS_PER_CORE: Final = 2
+"""OpenVINO's or torch's threads, and OpenBLAS's."""
+_OWN_THREADS: Final = 8
+"""Reading, its four sequences, finishing, the console, and one to spare."""
 _Parsed = TypeVar("_Parsed")
 
 
@@ -135,13 +151,74 @@ def available_memory(
     limits = [
         limit
         for folder in _cgroup_folders(cgroup, "memory", own)
-        for name in ("memory.max", "memory.limit_in_bytes")
+        for name, _, _ in _MEMORY_FILES
         if (limit := _read(folder / name, int)) is not None
     ]
     total = machine_memory(meminfo)
     if total is not None:
         limits.append(total)
     return min(limits) if limits else None
+
+
+def free_memory(
+    cgroup: Path = Path("/sys/fs/cgroup"),
+    meminfo: Path = Path("/proc/meminfo"),
+    own: Path = Path("/proc/self/cgroup"),
+) -> int | None:
+    """Bytes that this process may still take, by the machine, its cgroups (v2 or v1) and `ulimit -v`; None if unknown.
+
+    A cgroup's usage counts files that were read and that the kernel lets go of when it needs room: these are free.
+    """
+    free = []
+    for folder in _cgroup_folders(cgroup, "memory", own):
+        for limit_file, usage_file, files_key in _MEMORY_FILES:
+            limit, usage = _read(folder / limit_file, int), _read(folder / usage_file, int)
+            if limit is not None and usage is not None:
+                files = _read(folder / "memory.stat", partial(_labelled, key=files_key)) or 0
+                free.append(limit - usage + files)
+    available = _read(meminfo, partial(_labelled, key="MemAvailable:"))
+    if available is not None:
+        swap = _read(meminfo, partial(_labelled, key="SwapFree:")) or 0
+        free.append((available + swap) * 1024)
+    address_space = free_address_space()
+    if address_space is not None:
+        free.append(address_space)
+    return max(0, min(free)) if free else None
+
+
+def free_address_space() -> int | None:
+    """Bytes that `ulimit -v` still grants this process; None without such a limit."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    pages = _read(Path("/proc/self/statm"), lambda text: int(text.split()[0]))
+    if limit == resource.RLIM_INFINITY or pages is None:
+        return None
+    return limit - pages * resource.getpagesize()
+
+
+def check_limits(threads: int) -> None:
+    """Refuse to start where libraries would crash for lack of processes or of address space (UsageError).
+
+    Some of them end the process, or send it signals, where they cannot start a thread or map a file.
+    """
+    space = free_address_space()
+    if space is not None and space < _LEAST_ADDRESS_SPACE:
+        found, least = space // _MIB, _LEAST_ADDRESS_SPACE // _MIB
+        raise UsageError(f"out of memory: ulimit -v leaves {found} MiB of address space, expected at least {least}")
+    wanted = _THREADS_PER_CORE * threads + _OWN_THREADS
+    release, started = threading.Event(), []
+    try:
+        for _ in range(wanted):
+            thread = threading.Thread(target=release.wait, daemon=True)
+            thread.start()
+            started.append(thread)
+    except RuntimeError as error:
+        few = f"{len(started)} further threads could be started, expected {wanted}"
+        limits = "ulimit -u, the container's limit of processes, or --threads"
+        raise UsageError(f"too few processes allowed: {few} ({limits})") from error
+    finally:
+        release.set()
+        for thread in started:
+            thread.join()
 
 
 def give_memory_back() -> None:
@@ -183,6 +260,11 @@ def _cgroup_folders(root: Path, controller: str, own: Path) -> list[Path]:
     return folders
 
 
+def _labelled(text: str, key: str) -> int:
+    """The number after a key, as in `inactive_file 4096` or `MemAvailable: 4 kB`."""
+    return int(next(line for line in text.splitlines() if line.startswith(key + " ")).split()[1])
+
+
 def _quota(folder: Path) -> float | None:
     """Cores that a cgroup grants, None where it sets no limit."""
     both = _read(folder / "cpu.max", lambda text: [float(word) for word in text.split()])
@@ -199,7 +281,7 @@ def _read(path: Path, parse: Callable[[str], _Parsed]) -> _Parsed | None:
     """What a small system file says, None where it is not there or says something else (such as `max`)."""
     try:
         return parse(path.read_text())
-    except (OSError, ValueError, IndexError):
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
 
 

@@ -34,12 +34,12 @@ def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None
             from inference.predict.engines.openvino_engine import OpenVinoEngine
 
             return OpenVinoEngine(threads=threads)
-        except ImportError as error:
+        except ModuleNotFoundError as error:
             if name == "openvino":
                 raise DeviceError("engine openvino: the package openvino is not installed") from error
     try:
         from inference.predict.engines.torch_engine import TorchEngine
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise DeviceError(f"engine torch, for device {device}: the package torch is not installed") from error
     return TorchEngine(device, threads=threads)
 

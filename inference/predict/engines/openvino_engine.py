@@ -206,7 +206,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         if self._torch is None:
             try:
                 from inference.predict.engines.torch_engine import TorchEngine
-            except ImportError as error:
+            except ModuleNotFoundError as error:
                 raise DeviceError("OpenVINO cannot run this bundle, and the package torch is not installed") from error
             self._torch = TorchEngine("cpu", threads=self._threads)
         return self._torch
