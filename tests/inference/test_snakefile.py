@@ -29,6 +29,8 @@ value = lambda option: words[words.index(option) + 1] if option in words else No
 here, shard, begin = pathlib.Path(__file__).parent, value("--shard"), time.time()
 fate = json.loads((here / "fate.json").read_text()).get(shard, "ok")
 time.sleep({seconds})
+with (here / "words").open("a") as calls:
+    calls.write(json.dumps(words) + chr(10))
 with (here / "calls").open("a") as calls:
     calls.write(json.dumps([shard, value("--device"), begin, time.time()]) + chr(10))
 status = {{"ok": 0, "failed": 1, "cut": 1, "broken": 2}}[fate]
@@ -48,6 +50,7 @@ class Cohort:
 
     def __init__(self, folder: Path, *, seconds: float = 0) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         (folder / "in put").mkdir()
         (folder / "program.py").write_text(PROGRAM.format(root=str(ROOT), schema=RECORD_SCHEMA, seconds=seconds))
 
@@ -95,6 +98,20 @@ def test_a_failed_case_is_told_and_a_broken_shard_is_done_when_called_again(tmp_
     assert not list((tmp_path / "in put").iterdir())
 
 
+def test_folders_may_be_called_anything(tmp_path):
+    cohort = Cohort(tmp_path)
+    for place in ("in {shard} (A)", "bundle {x}"):
+        (tmp_path / place).mkdir()
+    places = ["input=in {shard} (A)", "output=out {log}", "bundle=bundle {x}", "options=--flag={y}"]
+    status, told = cohort.run("shards=2", *places)
+    assert status == 0, told
+    assert len(read_record(tmp_path / "my work" / "record.json")["cases"]) == 2
+    words = json.loads((tmp_path / "words").read_text().splitlines()[0])
+    for option, place in (("-i", "in {shard} (A)"), ("-o", "out {log}"), ("--bundle", "bundle {x}")):
+        assert words[words.index(option) + 1] == str(tmp_path / place)
+    assert "--flag={y}" in words
+
+
 def test_a_shard_that_was_cut_short_is_not_done(tmp_path):
     cohort = Cohort(tmp_path)
     status, _ = cohort.run("shards=1", fate={"1/1": "cut"})
@@ -120,6 +137,7 @@ def test_every_gpu_has_one_shard_at_a_time(tmp_path):
         ("shads=4", "shads: unknown"),
         ("input=nowhere", "nowhere is not a folder"),
         ("work=out/work", "out/work lies in"),
+        ("work=a{cohort}", "a{cohort} has braces in its path"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_job_is_begun(tmp_path, setting, words):
