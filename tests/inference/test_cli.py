@@ -415,3 +415,60 @@ def test_maps_and_agreement_from_the_command_line(cases: Path, tiny_bundle: Path
     for case in json.loads(record.read_bytes())["cases"]:
         assert set(case["agreement"]) == {"WT", "TC", "ET"}
         assert all(0 <= value <= 1 for value in case["agreement"].values())
+
+
+def test_closed_streams_take_nothing_from_a_run(cases: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    words = ["-i", cases, "-o", tmp_path / "out", "--bundle", tiny_bundle, "--engine", "torch", "--shard", "1/3"]
+    program = [sys.executable, "-m", "inference", *map(str, words)]
+    run = subprocess.run(["sh", "-c", 'exec "$@" 0>&- 1>&- 2>&-', "sh", *program], cwd=ROOT, check=False, timeout=300)
+    assert run.returncode == 0
+    (path,) = (tmp_path / "out").iterdir()
+    assert np.asarray(nib.load(path).dataobj).any()
+
+
+def test_an_answer_without_a_reader_is_one_line(tiny_bundle: Path) -> None:
+    program = [sys.executable, "-m", "inference", "info", "--bundle", str(tiny_bundle)]
+    for stream, complaint in ((">&-", "standard output is closed"), (">/dev/full", "No space left on device")):
+        run = subprocess.run(
+            ["sh", "-c", f'exec "$@" {stream}', "sh", *program], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert run.returncode == 2
+        assert complaint in run.stderr
+        assert len(run.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_answers_in_any_encoding(tiny_bundle: Path, encoding: str) -> None:
+    environment = {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    for words in (["info"], ["info", "--json"], ["info", "--card"]):
+        program = [sys.executable, "-m", "inference", *words, "--bundle", str(tiny_bundle)]
+        done = subprocess.run(program, cwd="/", env=environment, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        if words[-1] == "--json":
+            assert json.loads(done.stdout.decode(encoding))["bundle"]["name"] == "tiny"
+
+
+def test_signals_one_after_another_end_a_run_once(cases: Path, tiny_bundle: Path, tmp_path: Path) -> None:
+    for copy in range(40):
+        folder = cases / f"Q-{copy:05d}-000"
+        folder.mkdir()
+        for path in (cases / IDS[0]).iterdir():
+            (folder / path.name.replace(IDS[0], folder.name)).symlink_to(path)
+    record, output = tmp_path / "record.json", tmp_path / "output"
+    words = ["-i", cases, "-o", output, "--bundle", tiny_bundle, "--engine", "torch", "--record", record]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "inference", *map(str, words)], cwd=ROOT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 300
+    while len(list(output.glob("*"))) < 2 and run.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for number in [signal.SIGHUP, *[signal.SIGINT, signal.SIGTERM] * 10]:
+        if run.poll() is None:
+            run.send_signal(number)
+            time.sleep(0.01)
+    _, errors = run.communicate(timeout=120)
+    assert run.returncode == 1, errors
+    assert "ended by SIGHUP: " in errors
+    assert "Traceback" not in errors
+    value = json.loads(record.read_bytes())["run"]
+    assert (value["interrupted"], value["exit_status"]) == ("SIGHUP", 1)
