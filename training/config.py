@@ -59,12 +59,11 @@ class DatasetConfig:
 
     sources: tuple[str, ...]
     """Names of the sources."""
-    shares: Mapping[str, float] = field(default_factory=dict)
+    shares: Mapping[str, float] | None = None
     """Source → share of the patches that are cut from its cases; if nothing is said, every case is as likely."""
 
     def __post_init__(self) -> None:
-        wrong = set(self.shares) != set(self.sources) or min(self.shares.values(), default=1) <= 0
-        if self.shares and wrong:
+        if self.shares and (set(self.shares) != set(self.sources) or min(self.shares.values()) <= 0):
             raise UsageError(f"shares {dict(self.shares)}: expected a number above 0 for each of {list(self.sources)}")
 
 
