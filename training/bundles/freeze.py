@@ -19,7 +19,7 @@ from inference.predict.ensemble import predict
 from inference.settings import Profile
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
-from training.data.stratify import SPACING, ancestor_folds, load_subtypes
+from training.data.stratify import SPACING, known_folds, load_subtypes
 from training.fit.planning import CONFIGURATION
 from training.fit.predict import SingleModel, stored_weights, trained_network
 
@@ -62,11 +62,22 @@ def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bun
 
 
 def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
-    """The run's `folds.json`, and the cases of its ancestors, whom descendants must keep in their folds as well."""
+    """Complete the run's `folds.json` with the folds of its ancestors' cases, and the cases that always trained.
+
+    A case of an ancestor's fold that trained in every fold here is held out of nothing any more.
+    """
     content: dict[str, dict[str, object]] = json.loads((work / "folds.json").read_text(encoding="utf-8"))
-    older_folds, older_patients = ancestor_folds(config)
-    both = {"folds": {**older_folds, **content["folds"]}, "patients": {**older_patients, **content["patients"]}}
-    return {**content, **both}
+    folds, patients, always = known_folds(Path(config.ancestor)) if config.ancestor else ({}, {}, [])
+    here = {entry.id: entry.patient for entry in read_cases(work / "cases.json") if entry.phantom_seed is None}
+    always = sorted({*always, *(case for case in here if case not in content["folds"])})
+    learnt = {here.get(case, case) for case in always}
+    held_out = {case: fold for case, fold in folds.items() if patients.get(case, case) not in learnt}
+    return {
+        **content,
+        "folds": {**held_out, **content["folds"]},
+        "patients": {**patients, **here, **content["patients"]},
+        "always_trained": always,
+    }
 
 
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:

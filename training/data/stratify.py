@@ -84,29 +84,37 @@ def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
     return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
 
 
-def ancestor_folds(config: RunConfig) -> tuple[dict[str, int], dict[str, str]]:
-    """Case → fold and case → patient by the ancestor's `folds.json`; empty where there is none."""
-    path = Path(config.ancestor) / "folds.json"
-    if not config.ancestor or not path.is_file():
-        return {}, {}
+def known_folds(folder: Path) -> tuple[dict[str, int], dict[str, str], list[str]]:
+    """Case → fold, case → patient, and the cases that every fold learnt from, by the `folds.json` in a folder.
+
+    All empty where there is none.
+    """
+    path = folder / "folds.json"
+    if not path.is_file():
+        return {}, {}, []
     content = json.loads(path.read_text(encoding="utf-8"))
-    return content["folds"], content.get("patients", {})
+    return content["folds"], content.get("patients", {}), content.get("always_trained", [])
 
 
 def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
     """Case → fold of those cases (case → patient) whose patient has a fold in the ancestor; empty without an ancestor.
 
-    Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where this run has no
-    such fold.
+    Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where every network
+    would have, since this run has no such fold, or the ancestor held the patient out of none.
     """
-    old_folds, old_patients = ancestor_folds(config)
+    if not config.ancestor:
+        return {}
+    old_folds, old_patients, always_trained = known_folds(Path(config.ancestor))
     fold_of = {old_patients.get(case, case): fold for case, fold in old_folds.items()}
+    learnt = {old_patients.get(case, case) for case in always_trained}
     kept = {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
-    for case, fold in kept.items():
-        if fold >= config.folds:
+    for case, patient in patients.items():
+        if patient in learnt:
+            raise UsageError(f"{case}: every network of the ancestor has learnt from this patient: in_folds: false")
+        if kept.get(case, 0) >= config.folds:
             raise UsageError(
                 f"{case}: every network of this run's {config.folds} folds starts from one that has learnt from this"
-                f" patient, who is in fold {fold} of the ancestor; expected more folds, or a run without this case"
+                f" patient, who is in fold {kept[case]} of the ancestor; expected more folds, or a run without it"
             )
     return kept
 

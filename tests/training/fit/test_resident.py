@@ -45,6 +45,16 @@ def test_a_patch_is_the_piece_of_the_case_around_its_centre(case):
     assert torch.equal(labels, case.labels[6:14, 7:17, 6:12])
 
 
+@pytest.mark.parametrize("mirrored", [(1, 1, 1), (-1, 1, -1)])
+def test_a_block_of_voxels_is_cut_out_as_it_would_be_sampled(case, mirrored):
+    centre, size, matrix = np.array([2.5, 20.5, 8.5]), (8, 10, 20), np.diag(mirrored).astype(float)
+    block, labels = sample(case, centre, matrix, size)
+    # A hair beside the voxels nothing can be cut out.
+    sampled, expected = sample(case, centre + 1e-9, matrix, size)
+    assert torch.allclose(block, sampled, atol=1e-4)
+    assert torch.equal(labels, expected)
+
+
 def test_what_lies_outside_of_the_case_is_zero(case):
     image, labels = sample(case, np.array([0.5, 0.5, 0.5]), np.eye(3), (8, 10, 6))
     assert torch.allclose(image[:, 3:, 4:, 2:], case.image[:, :5, :6, :4], atol=1e-4)

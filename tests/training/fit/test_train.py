@@ -20,7 +20,7 @@ from training.data.datasets import CaseEntry, dataset_description, dataset_name,
 from training.data.stratify import kept_folds
 from training.fit import devices
 from training.fit.planning import ancestor_plans, model_plans
-from training.fit.train import load_ancestor, make_trainer, stage_settings, write_splits
+from training.fit.train import case_shares, load_ancestor, make_trainer, stage_settings, write_splits
 from training.fit.trainers import trainable_parameters
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
@@ -174,13 +174,52 @@ def test_patients_that_the_ancestor_knows_keep_their_fold(tmp_path):
     assert kept_folds(config, patients) == {"old-001": 1}
 
 
-def test_a_bundle_tells_the_folds_of_its_ancestors_too(embedded_bundle, tmp_path):
-    write_json({"folds": {"new-00001-000": 4}, "patients": {"new-00001-000": "new-00001"}}, tmp_path / "folds.json")
-    config = replace(load_config(CONFIGS / "site.yaml"), ancestor=str(embedded_bundle))
-    old = json.loads((embedded_bundle / "folds.json").read_bytes())
+def test_a_bundle_tells_the_folds_of_its_ancestors_and_who_always_trained(tmp_path):
+    """Of the ancestor's three patients one has a second time point here, which trains in every fold."""
+    config = ancestor_with(tmp_path / "bundle", {"a-000": 1, "b-000": 0}, {"a-000": "a", "b-000": "b"})
+    write_json({"folds": {"new": 4}, "patients": {"new": "new"}}, tmp_path / "folds.json")
+    write_cases(
+        [
+            CaseEntry("new", "site", "new", ""),
+            CaseEntry("b-001", "adult", "b", "", in_folds=False),
+            CaseEntry("phantom", "phantom", "phantom", "", 7, in_folds=False),
+        ],
+        tmp_path / "cases.json",
+    )
     found = all_folds(config, tmp_path)
-    assert found["folds"] == {**old["folds"], "new-00001-000": 4}
-    assert found["patients"] == {**old["patients"], "new-00001-000": "new-00001"}
+    assert found["folds"] == {"a-000": 1, "new": 4}
+    assert found["always_trained"] == ["b-001"]
+    assert found["patients"] == {"a-000": "a", "b-000": "b", "b-001": "b", "new": "new"}
+    write_json(found, tmp_path / "bundle" / "folds.json")
+    with pytest.raises(UsageError, match="b-002: every network of the ancestor has learnt from this patient"):
+        kept_folds(config, {"b-002": "b"})
+
+
+def test_shares_of_sources_are_divided_among_their_cases(tmp_path):
+    config = load_config(CONFIGS / "embedded.yaml")
+    sources = {"a1": "ssa", "a2": "ssa", "a3": "ssa", "b1": "gli", "c1": "glioma", "c2": "glioma"}
+    write_cases([CaseEntry(case, source, case, "") for case, source in sources.items()], tmp_path / "cases.json")
+    labels = tmp_path / "nnunet" / "raw" / dataset_name("finetuning") / "labelsTr"
+    labels.mkdir(parents=True)
+    for case in sources:
+        (labels / f"{case}.nii.gz").touch()
+    shares = case_shares(config, tmp_path, "finetuning")
+    assert shares == pytest.approx({"a1": 0.2, "a2": 0.2, "a3": 0.2, "b1": 0.25, "c1": 0.075, "c2": 0.075})
+    assert set(case_shares(load_config(CONFIGS / "smoke.yaml"), tmp_path, "finetuning").values()) == {1.0}
+
+
+def test_shares_need_cases_that_are_resident(made, monkeypatch):
+    monkeypatch.setattr("training.fit.train.case_shares", lambda *_: {"a": 1.0, "b": 2.0})
+    with pytest.raises(UsageError, match="mednext: shares of sources need loading: resident"):
+        made(load_config(CONFIGS / "smoke.yaml"), "mednext", "finetuning")
+
+
+def test_one_pretraining_serves_all_folds_where_no_case_of_it_is_in_one():
+    shared, own = load_config(CONFIGS / "embedded.yaml"), load_config(CONFIGS / "smoke.yaml")
+    assert shared.is_shared("pretraining")
+    assert not shared.is_shared("finetuning")
+    assert [shared.start_fold(fold) for fold in range(3)] == [0, 0, 0]
+    assert [own.start_fold(fold) for fold in range(3)] == [0, 1, 2]
 
 
 def test_a_fold_without_a_case_is_refused(tmp_path):
