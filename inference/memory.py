@@ -16,6 +16,7 @@ from inference.intake.nifti import open_image
 from inference.intake.scan import Scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import free_memory
+from inference.predict.networks import shuffle_factor
 from inference.predict.preprocess import read_plan
 from inference.settings import Profile
 
@@ -73,7 +74,8 @@ def need_to_predict(scan: Scan, system: System) -> int:
         if system.engine.device == "cpu":
             width = 2 if "bfloat16" in system.engine.description else 4
             at_once = max(voxels, math.prod(plan.patch)) if system.profile is Profile.FAST else math.prod(plan.patch)
-            need += at_once * _channels(model.architecture) * width * _ACTIVATIONS
+            body = at_once / shuffle_factor(model.architecture) ** 3
+            need += body * _channels(model.architecture) * width * _ACTIVATIONS
         most = max(most, need)
     return int(nonzero.size * _PROBABILITIES + most)
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from inference.errors import DeviceError
+from inference.labels import most_probable_labels
+from inference.predict.engines.base import pass_shape
+from inference.predict.engines.openvino_engine import OpenVinoEngine
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.ensemble import predict
+from inference.predict.preprocess import preprocess, read_plan
 from inference.settings import Profile
 from tests.inference.predict.conftest import (
     SPLINES,
@@ -115,6 +121,76 @@ def test_label_heads_equal_nnunets_predictor(make_model: Callable) -> None:
     assert np.abs(found - expected).max() < 1e-4
 
 
+def nnunet_v1_softmax(model: FakeModel, data: np.ndarray, *, tiled: bool) -> np.ndarray:
+    """(4, X, Y, Z) as nnU-Net v1 sums up: the softmax of each mirroring, then tiles, then folds, all as probabilities.
+
+    `predict_3D` of nnU-Net 1.7 (`_internal_predict_3D_3Dconv_tiled`), at the scan's own spacing; one pass unless tiled.
+    """
+    import torch
+    from scipy.ndimage import gaussian_filter
+
+    from inference.predict.networks import build_network, load_weights
+
+    x, y, z = (slice(axis.min(), axis.max() + 1) for axis in np.nonzero((data != 0).any(axis=0)))
+    prepared = preprocess(data, MILLIMETRE, read_plan(model.plans)).array
+    sizes = prepared.shape[1:]
+    patch = read_plan(model.plans).patch if tiled else pass_shape(sizes, model.architecture)
+    missing = [max(0, length - size) for length, size in zip(patch, sizes, strict=True)]
+    padded = np.pad(prepared, [(0, 0), *((count // 2, count - count // 2) for count in missing)])
+    peak = np.zeros(patch)
+    peak[tuple(length // 2 for length in patch)] = 1
+    weights = gaussian_filter(peak, [length / 8 for length in patch], mode="constant")
+    weights = weights / weights.max()
+    weights[weights == 0] = weights[weights > 0].min()
+    steps = [np.round(np.linspace(0, s - p, int(np.ceil((s - p) / (p / 2))) + 1)).astype(int)
+             for s, p in zip(padded.shape[1:], patch, strict=True)]  # fmt: skip
+    folds = []
+    for fold in model.folds:
+        network = build_network(model.architecture, 4, 4).eval()
+        load_weights(network, model.tensors(fold))
+        sums, counts = np.zeros((4, *padded.shape[1:])), np.zeros(padded.shape[1:])
+        for corner in itertools.product(*steps):
+            tile = tuple(slice(start, start + length) for start, length in zip(corner, patch, strict=True))
+            for axes in [()] if not tiled else [(), (1,), (2,), (3,), (1, 2), (1, 3), (2, 3), (1, 2, 3)]:
+                piece = np.flip(padded[:, *tile], axes).copy()
+                with torch.no_grad():
+                    softmax = network(torch.from_numpy(piece)[None])[0].softmax(0).numpy()
+                sums[:, *tile] += np.flip(softmax, axes) * weights
+                counts[tile] += weights
+        folds.append(sums / counts)
+    before = [count // 2 for count in missing]
+    inside = tuple(slice(start, start + size) for start, size in zip(before, sizes, strict=True))
+    whole = np.zeros((4, *data.shape[1:]))
+    whole[0] = 1
+    whole[:, x, y, z] = np.mean(folds, axis=0)[:, *inside].transpose(0, 3, 2, 1)
+    return whole
+
+
+@pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+@pytest.mark.parametrize("profile", list(Profile))
+def test_probabilities_are_averaged_as_in_nnunet_v1(
+    architecture: dict[str, object], profile: Profile, make_model: Callable
+) -> None:
+    model = make_model(make_plans(architecture), heads="labels", averaging="probabilities")
+    data = make_scan((40, 36, 44), margin=2)
+    softmax = nnunet_v1_softmax(model, data, tiled=profile is Profile.PAPER)
+    _, necrosis, oedema, enhancing = softmax
+    expected = np.stack([necrosis + oedema + enhancing, necrosis + enhancing, enhancing])
+    otherwise = predict(
+        data, MILLIMETRE, FakeBundle((replace(model, averaging="logits"),)), TorchEngine("cpu"), profile
+    ).array
+    for engine in (TorchEngine("cpu"), OpenVinoEngine(precision="f32")):
+        found = predict(data, MILLIMETRE, FakeBundle((model,)), engine, profile).array
+        assert np.abs(found - expected).max() < 1e-3
+        assert np.abs(found - expected).mean() < 1e-5
+        # Where rounding cannot decide, the most probable label is the same.
+        first, second = np.sort(softmax, axis=0)[:-3:-1]
+        sure = first - second > 2e-3
+        np.testing.assert_array_equal(most_probable_labels(found)[sure], softmax.argmax(axis=0)[sure])
+    differ = np.abs(otherwise - expected).max()
+    assert differ > 1e-3 if profile is Profile.PAPER else differ < 1e-4, "tiles and mirrorings tell them apart"
+
+
 class Fixed:
     """An engine whose networks answer with one number per fold and region."""
 
@@ -165,8 +241,6 @@ def test_probabilities_that_are_no_numbers_are_refused_by_model() -> None:
 
 
 def inside_of(data: np.ndarray) -> np.ndarray:
-    from inference.predict.preprocess import preprocess, read_plan
-
     prepared = preprocess(data, MILLIMETRE, read_plan(make_plans(unet_architecture())))
     crop = prepared.to_crop_grid(np.ones((3, *prepared.array.shape[1:]), np.float32))
     return prepared.to_whole_scan(prepared.to_scan_axes(crop)) > 0

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 
 from inference.errors import DeviceError, UsageError
 from inference.predict.engines import choose_profile, open_engine
 from inference.predict.engines.base import forward_count, pass_shape
+from inference.predict.preprocess import preprocess, read_plan
 from inference.settings import Profile
-from tests.inference.predict.conftest import mednext_architecture, unet_architecture
+from tests.inference.predict.conftest import make_plans, make_scan, mednext_architecture, unet_architecture
 
 
 class OnDevice:
@@ -25,7 +29,7 @@ def without(monkeypatch: pytest.MonkeyPatch, *packages: str) -> None:
 
     def refusing(name: str, *arguments: object, **keywords: object) -> object:
         if any(name.endswith(package) for package in packages):
-            raise ImportError(name)
+            raise ModuleNotFoundError(name)
         return honest(name, *arguments, **keywords)
 
     monkeypatch.setattr(builtins, "__import__", refusing)
@@ -93,3 +97,34 @@ def test_sizes_of_one_pass(
     architecture: dict[str, object], shape: tuple[int, int, int], expected: tuple[int, int, int]
 ) -> None:
     assert pass_shape(shape, architecture) == expected
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+@pytest.mark.parametrize("architecture", [unet_architecture(), mednext_architecture()], ids=["U-Net", "MedNeXt"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1), (1, 20, 3), (16, 16, 16)])
+def test_the_smallest_brains_are_predicted_by_both_engines(
+    name: str, architecture: dict[str, object], sizes: tuple[int, int, int], make_model: Callable
+) -> None:
+    model = make_model(make_plans(architecture, spacing=(2.0, 2.0, 2.0)), folds=1)
+    data = np.zeros((4, 40, 40, 40), np.float32)
+    brain = tuple(slice(5, 5 + size) for size in sizes)
+    data[:, *brain] = 100 + np.random.default_rng(0).normal(size=(4, *sizes))
+    prepared = preprocess(data, (1.0, 1.0, 1.0), read_plan(model.plans))
+    found = open_engine(name, "cpu").mean_over_folds(model, prepared, Profile.FAST, lambda: None)
+    assert found.shape == (3, *sizes[::-1])
+    assert np.isfinite(found).all()
+
+
+@pytest.mark.parametrize("name", ["torch", "openvino"])
+def test_an_engine_serves_several_threads(name: str, make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()))
+    prepared = preprocess(make_scan((40, 44, 36)), (1.0, 1.0, 1.0), read_plan(model.plans))
+    engine = open_engine(name, "cpu", threads=1)
+
+    def predicted(_: int) -> np.ndarray:
+        return engine.mean_over_folds(model, prepared, Profile.FAST, lambda: None)
+
+    with ThreadPoolExecutor(4) as threads:
+        answers = list(threads.map(predicted, range(12)))
+    for answer in answers:
+        np.testing.assert_array_equal(answer, answers[0])
