@@ -128,13 +128,31 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     signals.at_once = False
     if name := signals.first():
         raise KeyboardInterrupt(name)
-    with console.progress(len(shard_of([*listing.cases, *listing.problems], arguments.shard))) as progress:
-        outcome = segment_folder(listing, system, settings, report, progress=progress, ended_by=signals.first)
+    with console.progress(len(shard_of([*listing.cases, *listing.problems], arguments.shard))):
+        outcome = segment_folder(
+            listing,
+            system,
+            settings,
+            report,
+            progress=console.advance,
+            begins=console.begins,
+            ended_by=signals.first,
+        )
     status = _sum_up(outcome)
     recorder.end(outcome.cases, outcome.interrupted, status, time.perf_counter() - begin)
     if arguments.report:
         recorder.write_page(arguments.report)
+    _say_where(arguments)
     return status
+
+
+def _say_where(arguments: InferArguments) -> None:
+    """Say where the results of a run are, as its last lines."""
+    log.info("label maps: %s", arguments.output_path)
+    if arguments.record:
+        log.info("record: %s", arguments.record)
+    if arguments.report:
+        log.info("page: %s", arguments.report / "index.html")
 
 
 def _prepare_folders(arguments: InferArguments) -> CaseListing:

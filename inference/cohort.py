@@ -88,9 +88,13 @@ class _Task:
     scans: str = ""
     """Digest of the files, once they are read."""
     seconds: dict[str, float] = field(default_factory=dict)
+    begins: Callable[[str, str], None] | None = None
+    """Called with the ID and the step that begins, in the thread that does it."""
 
     @contextmanager
     def timed(self, step: str) -> Iterator[None]:
+        if self.begins is not None:
+            self.begins(self.case.id, step)
         begin = time.perf_counter()
         yield
         self.seconds[step] = round(self.seconds.get(step, 0) + time.perf_counter() - begin, 3)
@@ -103,16 +107,18 @@ def segment_folder(
     report: Callable[[CaseRecord], None],
     *,
     progress: Progress | None = None,
+    begins: Callable[[str, str], None] | None = None,
     ended_by: Callable[[], str | None] = lambda: None,
 ) -> Outcome:
     """Segment the cases of a listing, each for itself: what goes wrong with one is its record, and the others go on.
 
     `report` is called with the record of each case when it is over, `progress` with the forward passes of the case in
-    hand, done and in all. Prediction runs in this thread; one thread reads ahead, and one finishes. `ended_by` is asked
-    before every case and after every forward pass. Once it names a signal, the case in prediction is dropped, and the
-    one that is being written is finished; so does a KeyboardInterrupt.
+    hand, done and in all, and `begins` with the ID of a case and the step that begins for it, in that step's thread.
+    Prediction runs in this thread; one thread reads ahead, and one finishes. `ended_by` is asked before every case and
+    after every forward pass. Once it names a signal, the case in prediction is dropped, and the one that is being
+    written is finished; so does a KeyboardInterrupt.
     """
-    tasks = shard_of(_tasks(listing), settings.shard)
+    tasks = [replace(task, begins=begins) for task in shard_of(_tasks(listing), settings.shard)]
     records: dict[_Task, CaseRecord] = {}
 
     def settle(task: _Task, record: CaseRecord) -> None:

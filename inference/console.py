@@ -9,7 +9,7 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Never, TextIO
 
 from inference.errors import FolderError, UsageError
@@ -28,6 +28,8 @@ _MOST_WAITING = 200
 """Lines that wait for their reader; further ones are dropped. The record of the run has it all."""
 _LINE_LIMIT = 2000
 """Characters per line, so that a line fits into a pipe that has room at all."""
+_STEPS = {"predict": "predicting", "refine": "refining", "write": "writing", "draw": "drawing", "read": "reading"}
+"""The steps of a case as they are shown. Of several cases at work the one whose step comes first is shown."""
 
 
 def say(text: str) -> None:
@@ -124,6 +126,9 @@ class Console(logging.Handler):
         super().__init__()
         self._stream = _PatientStream(sys.stderr)
         self._bar: tqdm[Never] | None = None
+        self._at: dict[str, str] = {}
+        """By ID, the step that a case is in."""
+        self._predicting_since = 0.0
 
     @classmethod
     @contextlib.contextmanager
@@ -155,29 +160,50 @@ class Console(logging.Handler):
             self._stream.write(line + "\n")
 
     @contextlib.contextmanager
-    def progress(self, cases: int) -> Iterator[Callable[[int, int], None] | None]:
-        """A progress bar where standard error is a terminal; yields what to call with the passes done and in all."""
+    def progress(self, cases: int) -> Iterator[None]:
+        """A live line about the case in hand and all of them, where standard error is a terminal."""
         if not self._stream.isatty():
-            yield None
+            yield
             return
         from tqdm import tqdm
 
-        layout = "{percentage:3.0f}% {bar} {n:.1f}/{total} cases, {elapsed} gone, {remaining} left"
+        layout = "{desc} {bar} {n:.1f}/{total} cases, {remaining} left"
         with tqdm(total=cases, bar_format=layout, file=self._stream, dynamic_ncols=True) as bar:
             self._bar = bar
             try:
-                yield self._advance
+                yield
             finally:
                 self._bar = None
 
-    def _advance(self, done: int, total: int) -> None:
+    def begins(self, case: str, step: str) -> None:
+        """Show the step that begins for a case; called by every thread."""
+        self._at[case] = step
+        if step == "predict":
+            self._predicting_since = time.monotonic()
+        self._describe()
+
+    def advance(self, done: int, total: int) -> None:
+        """Show the forward passes of the case in prediction, done and in all."""
         if self._bar is not None:
             self._bar.update(int(self._bar.n) + done / (total + 1) - self._bar.n)
+            left = (time.monotonic() - self._predicting_since) * (total / done - 1) if done else None
+            self._describe(left)
+
+    def _describe(self, left: float | None = None) -> None:
+        """Begin the live line with the case that is shown, its step, and the seconds left of that where known."""
+        if self._bar is not None and self._at:
+            steps = list(_STEPS)
+            case, step = min(list(self._at.items()), key=lambda item: steps.index(item[1]))
+            self._bar.set_description_str(
+                f"{case}: {_STEPS[step]}" + (f", {left:.0f} s left" if left is not None else "")
+            )
 
     def case_done(self, case: CaseRecord) -> None:
-        """One line about a case, or in a terminal only what is worth one."""
+        """One line about a case."""
+        self._at.pop(case.id, None)
         if self._bar is not None:
             self._bar.update(int(self._bar.n) + 1 - self._bar.n)
+            self._describe()
         name = case.id
         if case.status == "failed":
             log.error("%s: failed: %s", name, case.error)

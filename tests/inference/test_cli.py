@@ -92,7 +92,7 @@ def test_a_folder_is_segmented_and_recorded(
     assert lines[1].startswith("bundle tiny 0.0.1, profile fast, torch")
     assert [line.split(":")[0] for line in lines[2:6]] == ["device", "memory", "threads", "writes"]
     assert [line.split(":")[0] for line in lines[6:9]] == IDS
-    assert lines[9:] == ["3 of 3 cases written"]
+    assert lines[9:] == ["3 of 3 cases written", f"label maps: {cases.parent / 'output'}", f"record: {record}"]
     value = json.loads(record.read_bytes())
     assert [case["id"] for case in value["cases"]] == IDS
     assert value["run"]["bundle"]["name"] == "tiny"

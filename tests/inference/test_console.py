@@ -14,6 +14,7 @@ import termios
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -68,14 +69,20 @@ def test_one_line_per_case(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(lines) == 5
 
 
-def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     leader, follower = os.openpty()
     fcntl.ioctl(follower, termios.TIOCSWINSZ, struct.pack("4H", 25, 80, 0, 0))
+    clock = iter([10.0, 14.0])
     with os.fdopen(follower, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with Console.attached() as console, console.progress(2) as advance:
-            assert advance is not None
-            advance(1, 3)
+        with Console.attached() as console, console.progress(2):
+            console.begins("A", "read")
+            with monkeypatch.context() as patched:
+                patched.setattr("inference.console.time", SimpleNamespace(monotonic=lambda: next(clock)))
+                console.begins("A", "predict")
+                console.begins("B", "read")
+                console.advance(2, 3)
+            console.begins("A", "refine")
             console.case_done(CaseRecord("A", "ok", volumes_ml={"WT": 1.0}))
             console.case_done(CaseRecord("B", "failed", error="x"))
         stream.flush()
@@ -85,9 +92,14 @@ def test_a_terminal_gets_a_progress_bar(monkeypatch: pytest.MonkeyPatch) -> None
             while True:
                 shown += os.read(leader, 100_000).decode()
     os.close(leader)
-    assert "100%" in shown
+    lines = [line.strip() for line in shown.split("\r")]
+    assert any(line.startswith("A: reading") for line in lines)
+    assert any(line.startswith("A: predicting, 2 s left") and "0.5/2 cases" in line for line in lines)
+    assert any(line.startswith("A: refining") for line in lines), "what is done for a case, not what is read ahead"
+    assert any(line.startswith("B: reading") and "1.0/2 cases" in line for line in lines)
     assert "2.0/2 cases" in shown
     assert "B: failed: x" in shown
+    assert max(map(len, lines)) <= 80
 
 
 def test_the_log_is_left_as_it_was() -> None:
@@ -116,11 +128,10 @@ def test_a_terminal_that_is_closed_does_not_stop_us(monkeypatch: pytest.MonkeyPa
     leader, follower = os.openpty()
     with os.fdopen(follower, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with Console.attached() as console, console.progress(2) as advance:
-            assert advance is not None
+        with Console.attached() as console, console.progress(2):
             os.close(leader)
             for done in range(3):
-                advance(done, 3)
+                console.advance(done, 3)
                 log.warning("nobody is there")
             console.case_done(CaseRecord("A", "ok", volumes_ml={"WT": 1.0}))
         monkeypatch.undo()
@@ -128,8 +139,9 @@ def test_a_terminal_that_is_closed_does_not_stop_us(monkeypatch: pytest.MonkeyPa
 
 def test_without_standard_error_there_is_silence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stderr", None)
-    with Console.attached() as console, console.progress(1) as advance:
-        assert advance is None
+    with Console.attached() as console, console.progress(1):
+        console.begins("A", "predict")
+        console.advance(1, 3)
         log.error("nobody is there")
 
 
