@@ -15,7 +15,6 @@ from typing import Final, TypeVar
 
 import msgspec
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from inference.bundle.tables import SubtypeTables, Thresholds
@@ -213,6 +212,8 @@ def check_channels(names: Sequence[str], where: str, order: Sequence[str], path:
 
 def check_radiomics(raw: bytes, path: str) -> None:
     """Refuse settings of feature extraction other than `normalize: True` and pyradiomics' defaults (UsageError)."""
+    import yaml  # of the training lock: the demo lists the subcommands without it
+
     try:
         value = yaml.safe_load(raw)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
