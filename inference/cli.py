@@ -276,6 +276,7 @@ def _info_lines(bundle: Path, manifest: Manifest, digest: str, machine: Machine)
 
 
 def _check(arguments: CheckArguments) -> int:
+    check_limits(look_around().threads)
     from inference.case import open_system
 
     system = open_system(arguments.bundle, device="cpu")
@@ -286,18 +287,22 @@ def _check(arguments: CheckArguments) -> int:
 
 
 def _explain(arguments: ExplainArguments) -> int:
+    from inference.files import check_readable
     from inference.report.explain import explain
     from inference.report.record import read_record
 
+    check_readable(arguments.record)
     say(explain(read_record(arguments.record), arguments.case))
     return ExitStatus.OK
 
 
 def _merge(arguments: MergeArguments) -> int:
-    from inference.files import check_outputs, prepare_folder, write_whole
+    from inference.files import check_outputs, check_readable, prepare_folder, write_whole
     from inference.report.merging import all_written, merge_records, summary_line
     from inference.report.record import read_record, render_value
 
+    for path in (*arguments.records, *arguments.earlier):
+        check_readable(path)
     records = {str(path): read_record(path) for path in arguments.records}
     merged = merge_records(records, [read_record(path) for path in arguments.earlier])
     check_outputs({"--output": arguments.output}, [*arguments.records, *arguments.earlier])

@@ -6,18 +6,13 @@ import sys
 from enum import IntEnum
 from typing import Final
 
-_SIGNS_OF_NO_MEMORY: Final = (
-    "allocate memory",
-    "bad_alloc",
-    "alloc_failed",
-    "out of memory",
-    "can't start new thread",
-    "failed to map segment",
-    "can't alloc",
-    "resource temporarily unavailable",
+_NO_THREAD: Final = ("can't start new thread", "resource temporarily unavailable")
+_NO_ROOM: Final = (
+    *("allocate memory", "can't alloc", "bad_alloc", "alloc_failed", "out of memory"),
+    "failed to map segment",  # of a library
+    *_NO_THREAD,
 )
-"""What libraries say, in errors of any type, where the system or the GPU gives them no memory. The last four are
-threads, libraries and tensors that find no room."""
+"""What libraries say, in errors of any type, where the system or the GPU gives them no memory."""
 
 
 class ExitStatus(IntEnum):
@@ -77,10 +72,13 @@ def reason(error: Exception, case: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, GliomaError):
         return text.removeprefix(f"{case}: ")
-    if isinstance(error, MemoryError) or any(sign in text.lower() for sign in _SIGNS_OF_NO_MEMORY):
-        if "cuda" in text.lower() or "cublas" in text.lower():
+    lower = text.lower()
+    if isinstance(error, MemoryError) or any(sign in lower for sign in _NO_ROOM):
+        if ("cuda" in lower or "cublas" in lower) and "failed to map" not in lower:
             return "out of GPU memory: close what else uses it, or choose --device cpu"
-        return "out of memory: close other programs, or use a machine with more"
+        few = "; or too few processes are allowed: raise ulimit -u, or the container's limit"
+        few = few if any(sign in lower for sign in _NO_THREAD) else ""
+        return f"out of memory: close other programs, or use a machine with more{few}"
     if isinstance(error, OSError):
         return f"{error.filename or 'a file'}: {error.strerror or error}"
     return f"unexpected {type(error).__name__}: {text[:300]}"

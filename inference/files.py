@@ -106,6 +106,16 @@ def check_replaceable(path: Path) -> None:
             raise FolderError(f"{printable(str(path))}: cannot be written (it is {kind}, expected a file or nothing)")
 
 
+def check_readable(path: Path) -> None:
+    """UsageError where a file is to be read and something else is in its place: a pipe would be waited for for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"{printable(str(path))}: cannot be read ({error.strerror or error})") from error
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{printable(str(path))}: cannot be read (not a regular file)")
+
+
 def check_name(identifier: str, suffix: str = ".nii.gz") -> None:
     """Refuse an ID that is not one plain part of a path, here or on another system, or is unsafe in a log (CaseError).
 

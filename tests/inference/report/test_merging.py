@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -116,3 +117,12 @@ def test_the_one_record_takes_the_place_of_none_that_is_read(tmp_path, capsys):
     assert main(["merge", str(path), "--output", str(path)]) == 2
     assert "is read by this run" in capsys.readouterr().err
     assert json.loads(path.read_text())["cases"] == [case("a")]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("verb", ["explain", "merge"])
+def test_a_pipe_is_not_waited_for(tmp_path, capsys, verb):
+    os.mkfifo(tmp_path / "pipe")
+    words = ["--output", str(tmp_path / "merged.json")] if verb == "merge" else []
+    assert main([verb, str(tmp_path / "pipe"), *words]) == 2
+    assert "not a regular file" in capsys.readouterr().err
