@@ -22,7 +22,7 @@ Progress = Callable[[int, int], None]
 
 
 class NetworkBundle(Protocol):
-    """What prediction needs of a bundle."""
+    """The part of a bundle that prediction needs."""
 
     @property
     def models(self) -> Sequence[NetworkSource]:
@@ -35,12 +35,12 @@ class NetworkBundle(Protocol):
 
 @dataclass(frozen=True)
 class RegionProbabilities:
-    """What an ensemble says of a scan: WT, TC, ET as (3, X, Y, Z) in canonical RAS, zero outside the brain's box."""
+    """An ensemble's answer for a scan: WT, TC, ET as (3, X, Y, Z) in canonical RAS, zero outside the brain's box."""
 
     array: NDArray[np.float32]
     """Probabilities of the three regions."""
     agreement: Agreement | None = None
-    """How far the networks agree, of the whole scan, where it was asked for."""
+    """Agreement of the networks on the whole scan, where it was asked for."""
 
 
 def predict(

@@ -24,7 +24,7 @@ _SMALLEST_DEVIATION: Final = 1e-8
 
 @dataclass(frozen=True)
 class Plan:
-    """What prediction needs of a plan. All axes are the network's: (Z, Y, X) unless the plan transposes them."""
+    """The part of a plan that prediction needs. Axes are the network's: (Z, Y, X) unless the plan transposes them."""
 
     spacing: tuple[float, float, float]
     """Voxel size in mm of the network's grid."""
@@ -35,9 +35,9 @@ class Plan:
     transpose: Triple
     """nnU-Net's `transpose_forward`: which of (Z, Y, X) each of the network's axes is."""
     data_resampling: Resampling
-    """How a scan goes to the network's grid."""
+    """From the scan's grid to the network's."""
     logits_resampling: Resampling
-    """How logits come back to the scan's grid."""
+    """For logits, back to the scan's grid."""
 
     @property
     def preprocessing(self) -> tuple[object, ...]:
@@ -52,7 +52,7 @@ class Preprocessed:
     array: NDArray[np.float32]
     """(4, Z, Y, X) in the network's axes and on its grid."""
     box: Box
-    """Where the crop lies in (X, Y, Z) of the scan as it was turned to `orientation`."""
+    """Place of the crop in (X, Y, Z) of the scan as it was turned to `orientation`."""
     scan_shape: Triple
     """(X, Y, Z) of the whole scan."""
     crop_shape: Triple
@@ -60,7 +60,7 @@ class Preprocessed:
     crop_spacing: tuple[float, float, float]
     """The scan's spacing in mm, in the network's axes."""
     plan: Plan
-    """By which it was made."""
+    """The plan that it was made by."""
     orientation: str
     """Orientation of the array: `RAS`, as the scan, or `LPS`."""
 
@@ -82,7 +82,7 @@ class Preprocessed:
 
 
 def read_plan(plans: Mapping[str, object], configuration: str = "3d_fullres") -> Plan:
-    """What prediction needs of nnU-Net's plans.
+    """Read the part of nnU-Net's plans that prediction needs.
 
     Raises BundleError, naming the key, for what is absent or not supported: a normalisation other than z-score, a
     resampling function that is not nnU-Net's own, a configuration that is not 3-D.
@@ -134,7 +134,7 @@ def plan_section(plans: Mapping[str, object], configuration: str = "3d_fullres")
 def preprocess(
     data: NDArray[np.float32], spacing: Sequence[float], plan: Plan, orientation: str = "RAS"
 ) -> Preprocessed:
-    """What a network of `plan` sees of a scan (4, X, Y, Z) in canonical RAS with voxels of `spacing` (x, y, z) mm.
+    """Make what a network of `plan` sees of a scan (4, X, Y, Z) in canonical RAS with voxels of `spacing` (x, y, z) mm.
 
     Turned to `orientation` (`RAS` or `LPS`), cropped to the box of voxels that are not zero in some sequence, z-scored
     per sequence, resampled to the plan's spacing where it differs. The scan is left as it is.
@@ -145,7 +145,7 @@ def preprocess(
 def preprocess_for_all(
     data: NDArray[np.float32], spacing: Sequence[float], plans: Sequence[Plan], orientation: str = "RAS"
 ) -> list[Preprocessed]:
-    """What each of several plans makes of a scan, as :func:`preprocess` says; what they have in common is done once."""
+    """Preprocess a scan by several plans, as :func:`preprocess` does; steps that they share are done once."""
     turned = _turned(data, orientation)
     crops: dict[tuple[object, ...], tuple[NDArray[np.float32], Box]] = {}
     made: dict[tuple[object, ...], Preprocessed] = {}
@@ -191,7 +191,7 @@ def _scored_crop(data: NDArray[np.float32], plan: Plan) -> tuple[NDArray[np.floa
 
 
 def _axis_order(plan: Plan) -> Triple:
-    """Which of (X, Y, Z) each of the network's axes is."""
+    """The axis of (X, Y, Z) that each of the network's axes is."""
     first, second, third = plan.transpose
     return 2 - first, 2 - second, 2 - third
 

@@ -1,4 +1,4 @@
-"""Where tiles lie, how they are weighted, mirrored and padded: nnU-Net's sliding window, as arrays and numbers.
+"""Tiles, their weights, mirrorings and padding: nnU-Net's sliding window, as arrays and numbers.
 
 nnU-Net accumulates in half precision; here sums are in single precision, which is what it would give without rounding.
 """
@@ -64,7 +64,7 @@ def gaussian(patch: Triple) -> NDArray[np.float32]:
 
 @lru_cache(maxsize=4)
 def sum_of_weights(shape: Triple, patch: Triple) -> NDArray[np.float32]:
-    """By how much a voxel of an array of `shape` (Z, Y, X) counts in all its tiles and mirrorings together."""
+    """Weight of each voxel of an array of `shape` (Z, Y, X) in all its tiles and mirrorings together."""
     total = np.zeros(shape, np.float32)
     for tile in windows(shape, patch):
         total[tile] += gaussian(patch)

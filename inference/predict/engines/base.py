@@ -1,4 +1,4 @@
-"""What an engine is, what it needs of a model, and the numbers that engines agree on."""
+"""The interface of an engine, the part of a model that it needs, and the numbers that engines agree on."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ The array is the engine's own, and changes after the call."""
 
 
 class NetworkSource(Protocol):
-    """What prediction needs of a bundle's model."""
+    """The part of a bundle's model that prediction needs."""
 
     @property
     def name(self) -> str:
@@ -59,7 +59,7 @@ class NetworkSource(Protocol):
 
     @property
     def averaging(self) -> str:
-        """What tiles and mirrorings are averaged as: `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
+        """Average of tiles and mirrorings: of `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
 
     def tensors(self, fold: int) -> Mapping[str, NDArray[np.float32]]:
         """Weights of one fold's network by state-dict name."""
@@ -139,7 +139,7 @@ def pass_shape(shape: Sequence[int], architecture: Mapping[str, object]) -> Trip
 
 
 def mismatch(found: NDArray[np.float32], expected: NDArray[np.float32], most: float) -> str:
-    """Why logits cannot be trusted where others, of the same shape, were expected; or nothing.
+    """Reason not to trust logits where others, of the same shape, were expected; or nothing.
 
     `most` is how far they may be apart: the root mean square of the difference by the standard deviation of what was
     expected. Not of probabilities, because trained networks are so sure that noise is no tumour that these agree

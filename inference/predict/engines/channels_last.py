@@ -67,7 +67,7 @@ class _Pointwise(nn.Module):
 
 
 class _AnyBlock(nn.Module):
-    """What the blocks of a MedNeXt share."""
+    """The common part of a MedNeXt's blocks."""
 
     filters: Tensor
     scale: Tensor
@@ -90,7 +90,7 @@ class _AnyBlock(nn.Module):
         self.compression = _Pointwise(compression, compression_bias, precision)
 
     def _changed(self, y: Tensor, sums: Tensor) -> Tensor:
-        """What follows the depthwise convolution `y` with its `sums`: norm, expansion, GELU, compression."""
+        """Norm, expansion, GELU and compression of the depthwise convolution `y`, whose `sums` are known."""
         matrices, biases = self._normalising(sums, _voxels(y))
         hidden = y.new_empty((*y.shape[:4], matrices.shape[1]))
         for sample, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
@@ -286,7 +286,7 @@ def _require(known: bool) -> None:
 
 
 def _standardising(sums: Tensor, voxels: int, scale: Tensor, epsilon: float) -> tuple[Tensor, Tensor]:
-    """What a norm subtracts and then multiplies by, (batch, channels) each, from sums (batch, 2, channels)."""
+    """Mean and factor of a norm, (batch, channels) each, from sums (batch, 2, channels)."""
     mean, square = (sums / voxels).unbind(1)
     # Rounding can make the variance of a constant channel negative.
     return mean, (square - mean * mean).clamp_(min=0).add_(epsilon).rsqrt_().mul_(scale)

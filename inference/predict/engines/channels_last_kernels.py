@@ -95,7 +95,7 @@ def _channels_last(x: Tensor) -> Tensor:
 
 
 def _room_for_sums(x: Tensor, blocks: int) -> Tensor:
-    """Where a kernel of so many blocks leaves its sums: (batch, workers, 2, channels)."""
+    """Room for the sums of a kernel of so many blocks: (batch, workers, 2, channels)."""
     return x.new_empty((len(x), blocks * _THREADS // (x.shape[4] // 2), 2, x.shape[4]), dtype=torch.float32)
 
 

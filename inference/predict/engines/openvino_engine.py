@@ -181,7 +181,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         return self._trusted[id(model)][1]
 
     def _mismatch(self, model: NetworkSource) -> str:
-        """Why a model's networks cannot be trusted, or nothing."""
+        """Reason not to trust a model's networks, or nothing."""
         fold = model.folds[0]
         compiled = self._network(model, fold)
         expected_by = None if self._precision == "f32" else self._compile(self._graph(model, fold), "f32")

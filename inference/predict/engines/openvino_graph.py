@@ -40,7 +40,7 @@ _ELEMENTARY: Final = (
 )
 _LEARNT: Final = ("Convolution", "ConvolutionBackpropData", "DepthToSpace", "Gelu", "GroupConvolution", "MVN", "PRelu")
 OPERATIONS: Final = frozenset((*_ELEMENTARY, *_LEARNT))
-"""What graphs are made of, by OpenVINO's names: a stored one that has anything else is refused."""
+"""Operations of all graphs, by OpenVINO's names: a stored graph that has another is refused."""
 
 
 class UnsupportedGraphError(Exception):
@@ -183,7 +183,7 @@ def _per_channel(vector: NDArray[np.float32]) -> openvino.Node:
 
 
 def _phases(kernel: int) -> tuple[NDArray[np.float32], int]:
-    """How a transposed convolution of stride 2 and padding kernel // 2 along one axis is two ordinary ones.
+    """Two ordinary convolutions for a transposed one of stride 2 and padding kernel // 2, along one axis.
 
     Output o = 2i - p + k takes input i times weight k. So output 2m + r takes input m + (r + p - k) / 2 where that is
     whole. Returns a table (parity r, tap, k) of ones, and how many taps lie before m.
@@ -259,7 +259,7 @@ def _shortcut(layers: _Layers, x: openvino.Node, name: str, below: int, here: in
 
 
 def _joined(y: openvino.Node, shortcut: openvino.Node, layers: _Layers, name: str, here: int) -> openvino.Node:
-    """What a block and its shortcut give, with the reference's row of zeros in front of each axis."""
+    """Sum of a block and its shortcut, with the reference's row of zeros in front of each axis."""
     y = layers.biased(y, name, here)
     front, nothing = np.array([0, 0, 1, 1, 1]), np.zeros(5, np.int64)
     return opset13.add(opset13.pad(y, front, nothing, "constant", np.float32(0)), shortcut)

@@ -1,4 +1,4 @@
-"""What both engines do alike: passes, tiles, mirrorings and the mean over folds, on arrays of either library."""
+"""Passes, tiles, mirrorings and the mean over folds, once for both engines, on arrays of either library."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class PassEngine(ABC, Generic[Array]):
     def _folds(
         self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance
     ) -> Iterator[Array]:
-        """What each fold says on the network's grid: logits (heads, Z, Y, X), or region probabilities (3, Z, Y, X)."""
+        """Logits (heads, Z, Y, X) of each fold on the network's grid, or its region probabilities (3, Z, Y, X)."""
         fast, patch = profile is Profile.FAST, prepared.plan.patch
         padded, box = pad(prepared.array, pass_shape(prepared.array.shape[1:], model.architecture) if fast else patch)
         array = self._to_device(padded)
@@ -93,7 +93,7 @@ class PassEngine(ABC, Generic[Array]):
         return total
 
     def _mirrored_sum(self, forward: Forward[Array], tile: Array, model: NetworkSource, advance: Advance) -> Array:
-        """What a network says of a tile (4, Z, Y, X) in all mirrorings, each turned back, added up."""
+        """Sum of a network's answers for a tile (4, Z, Y, X) in all mirrorings, each turned back."""
         total: Array | None = None
         for axes, logits in zip(MIRRORINGS, forward(self._flip(tile, axes) for axes in MIRRORINGS), strict=True):
             averaged = model.averaging == "probabilities"

@@ -47,7 +47,7 @@ _DISAGREEMENT = 0.05
 trusted; half precision alone makes 0.002."""
 _HOST = torch.device("cpu")
 _SHORTAGES = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What is said of a convolution for whose workspace there is no memory, and of one that cuDNN cannot do; and of matrix
+"""Messages about a convolution that has no memory for its workspace, or that cuDNN cannot do, and about matrix
 products that find none."""
 _INSTEAD = "choose --engine openvino --device cpu, or another bundle"
 
@@ -191,7 +191,7 @@ class TorchEngine(PassEngine[Tensor]):
         return network
 
     def _view_of(self, model: NetworkSource, network: nn.Module) -> nn.Module:
-        """What runs instead of a network on a GPU, if anything: found out with the first network of a model."""
+        """The view of a network that runs on a GPU, or the network itself; decided with the first of a model."""
         rearranged = channels_last(network) if self._on_gpu and self._channels_last.get(id(model), True) else None
         factor = shuffle_factor(model.architecture)
         if rearranged is not None and factor > 1:
@@ -204,7 +204,7 @@ class TorchEngine(PassEngine[Tensor]):
         return rearranged if rearranged and self._channels_last[id(model)] else network
 
     def _mismatch(self, model: NetworkSource, network: nn.Module, rearranged: nn.Module) -> str:
-        """Why the channels-last view of a network cannot be trusted, or nothing.
+        """Reason not to trust the channels-last view of a network, or nothing.
 
         Raises DeviceError where there is no memory.
         """

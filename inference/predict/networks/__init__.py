@@ -34,7 +34,7 @@ _OPERATIONS: Final[Mapping[str, str]] = {
 
 
 def architecture_name(architecture: Mapping[str, object]) -> str:
-    """Which allowed network a plan's architecture section names: PlainConvUNet, ResidualEncoderUNet or MedNeXt.
+    """The allowed network that a plan's architecture section names: PlainConvUNet, ResidualEncoderUNet or MedNeXt.
 
     Raises BundleError for any other.
     """
@@ -56,7 +56,7 @@ def architecture_arguments(architecture: Mapping[str, object]) -> Mapping[str, o
 
 
 def shuffle_factor(architecture: Mapping[str, object]) -> int:
-    """By how much the grid of a network's body is coarser than that of its input and logits; 1 where it is the same.
+    """The factor by which a network's body is on a coarser grid than its input and logits; 1 where it is on the same.
 
     Raises BundleError for anything but a whole number from 1 to 4.
     """
@@ -67,7 +67,7 @@ def shuffle_factor(architecture: Mapping[str, object]) -> int:
 
 
 def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
-    """What every spatial size (Z, Y, X) of a network's input must be a multiple of.
+    """The numbers that the sizes (Z, Y, X) of a network's input must be multiples of.
 
     Raises BundleError when the section's strides cannot be read.
     """

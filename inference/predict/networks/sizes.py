@@ -1,4 +1,4 @@
-"""How large a MedNeXt v1 is: known without torch, so that a graph can be built where there is none."""
+"""Sizes of MedNeXt v1, without torch, so that a graph can be built where there is none."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LEVELS = 4
 
 @dataclass(frozen=True)
 class MedNeXtSize:
-    """What distinguishes one MedNeXt from another."""
+    """Width, depth and expansion of a MedNeXt."""
 
     channels: int
     """Channels after the stem; doubled at each of the four levels."""
