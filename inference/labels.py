@@ -38,8 +38,8 @@ REGIONS: Final[Mapping[str, tuple[Label, ...]]] = {
 }
 """Whole tumour, tumour core, enhancing tumour. The key order is the order of every region axis and network head."""
 
-_PAINTED: Final = (Label.ED, Label.NCR, Label.ET)
-"""What is painted where WT, then TC, then ET is present (`regions_class_order` of nnU-Net: 2, 1, 3)."""
+_OUTERMOST: Final = (Label.ED, Label.NCR, Label.ET)
+"""The label of a voxel in WT, TC or ET that is in no region within it (`regions_class_order` of nnU-Net: 2, 1, 3)."""
 
 
 def region_mask(labels: NDArray[np.uint8], region: str) -> NDArray[np.bool_]:
@@ -57,13 +57,13 @@ def region_mask(labels: NDArray[np.uint8], region: str) -> NDArray[np.bool_]:
 def labels_from_regions(
     probabilities: NDArray[np.float32], thresholds: Sequence[float] = (0.5, 0.5, 0.5)
 ) -> NDArray[np.uint8]:
-    """Paint labels (X, Y, Z) from region probabilities (3, X, Y, Z) in the order WT, TC, ET.
+    """Labels (X, Y, Z) from region probabilities (3, X, Y, Z) in the order WT, TC, ET.
 
     Where P(WT) exceeds its threshold the label is ED, then NCR where P(TC) does, then ET where P(ET) does; strictly
-    greater, each painting over the one before (nnU-Net's `convert_probabilities_to_segmentation`).
+    greater, each in place of the one before (nnU-Net's `convert_probabilities_to_segmentation`).
     """
     labels = np.zeros(probabilities.shape[1:], np.uint8)
-    for probability, threshold, label in zip(probabilities, thresholds, _PAINTED, strict=True):
+    for probability, threshold, label in zip(probabilities, thresholds, _OUTERMOST, strict=True):
         labels[probability > threshold] = label
     return labels
 
