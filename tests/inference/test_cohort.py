@@ -17,12 +17,11 @@ import pytest
 
 from inference import case as walk
 from inference import cohort
-from inference.case import EMPTY_TUMOUR, System, open_system, segment
+from inference.case import EMPTY_TUMOUR, System, open_system
 from inference.cohort import CohortSettings, Outcome, segment_folder, shard_of
 from inference.errors import BundleError
 from inference.intake.cases import Case, find_cases
 from inference.intake.label_map import read_stamp
-from inference.intake.scan import read_scan
 from inference.report.record import CaseRecord
 from training.data.phantoms import make_phantom, write_phantom
 
@@ -95,13 +94,6 @@ def test_the_orientation_on_disk_does_not_change_the_result(output: Path, tmp_pa
     assert first.any()
     for other in others:
         np.testing.assert_array_equal(first, other)
-
-
-def test_sequences_are_told_apart(cases: Path, output: Path, system: System) -> None:
-    paths = find_cases(cases).cases[0].paths
-    swapped = paths | {"t1c": paths["t2f"], "t2f": paths["t1c"]}
-    right, wrong = (segment(read_scan(Case("P", files)), system).labels for files in (paths, swapped))
-    assert (right != wrong).any()
 
 
 def spoil(cases: Path) -> None:
@@ -368,24 +360,6 @@ def test_whatever_fails_in_drawing_costs_no_result(
     assert case.status == "ok"
     assert any("no picture" in warning for warning in case.warnings)
     assert canonical(output / f"{IDS[0]}.nii.gz").any()
-
-
-def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
-    from inference.bundle.store import NewModel, load_bundle, write_bundle
-    from tests.inference.tiny import describe
-
-    models = []
-    for model in load_bundle(tiny_bundle).models:
-        networks = {fold: model.tensors(fold) for fold in model.folds}
-        models.append(NewModel(model.entry, model.plans, networks))
-    spoilt = dict(models[1].networks[1])
-    spoilt["stem.weight"] = spoilt["stem.weight"][:1]
-    models[1] = replace(models[1], networks={**models[1].networks, 1: spoilt})
-    bundle = write_bundle(tmp_path / "spoilt", describe(tuple(models)))
-    with pytest.raises(BundleError, match=r"mednext, fold 1: .*stem\.weight"):
-        open_system(bundle.path, engine="torch", device="cpu")
 
 
 def test_maps_are_written_where_the_t1n_lies_and_say_what_the_ensemble_says(
