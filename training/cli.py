@@ -237,7 +237,7 @@ def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
     elif argument == "training":
         command.add_argument("--stage", choices=TRAININGS, required=True)
     elif argument == "predictor":
-        command.add_argument("--stage", choices=TRAININGS[1:], default="finetuning")
+        command.add_argument("--stage", choices=TRAININGS, default="finetuning")
     elif argument == "model":
         command.add_argument("--model", required=True, help="name of the model in the configuration")
     elif argument == "fold":

@@ -213,6 +213,10 @@ class ComparisonConfig:
 
     scratch: tuple[str, ...] = ()
     """Models that are also trained on the second stage's cases from random weights."""
+    scratch_shares: Mapping[str, float] | None = None
+    """Source → share of their patches, none for sources that are not named; as in fine-tuning where it is not given."""
+    pretrained: tuple[str, ...] = ()
+    """Models whose networks are also scored as they are before fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -246,8 +250,15 @@ class RunConfig:
     """Of everything random outside the trainer's augmentation."""
 
     def __post_init__(self) -> None:
-        for name in self.comparison.scratch:
+        for name in (*self.comparison.scratch, *self.comparison.pretrained):
             self.model(name)
+        for name in self.comparison.scratch_shares or ():
+            self.source(name)
+
+    def predicted(self, model: str) -> tuple[str, ...]:
+        """Kinds of training of `model` whose networks predict out of fold."""
+        before = ("pretraining",) if model in self.comparison.pretrained else ()
+        return (*before, *(stage for stage in self.trainings(model) if stage != "pretraining"))
 
     @property
     def stages(self) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.bundle.store import Model
 from inference.errors import UsageError
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import open_engine
@@ -18,7 +20,7 @@ from inference.settings import Profile
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases, read_folds
 from training.data.stratify import SPACING
-from training.fit.planning import CONFIGURATION
+from training.fit.planning import CONFIGURATION, ancestor_model
 from training.fit.train import checkpoint_path, network_name
 
 
@@ -74,7 +76,7 @@ class TrainedNetwork:
 class SingleModel:
     """What prediction takes for a bundle."""
 
-    models: tuple[TrainedNetwork, ...]
+    models: tuple[TrainedNetwork | Model, ...]
     """One network."""
     orientation: str = "RAS"
     """What is trained here sees canonical arrays."""
@@ -97,8 +99,15 @@ def stored_weights(
     return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
 
 
+def starting_network(config: RunConfig, work: Path, model: str, fold: int) -> TrainedNetwork | Model:
+    """The network that fine-tuning of a fold starts from."""
+    if config.ancestor:
+        return dataclasses.replace(ancestor_model(config.ancestor, model), folds=(fold,), weight=1.0)
+    return trained_network(config, work, model, config.start_fold(fold), "pretraining")
+
+
 def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> TrainedNetwork:
-    """The network of one model and fold: the fine-tuned one, or the one from scratch."""
+    """The network of one model and fold after a training."""
     plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
     checkpoint = checkpoint_path(config, work, stage, model, fold)
     if not checkpoint.is_file():
@@ -122,7 +131,10 @@ def scored_cases(config: RunConfig, work: Path) -> dict[CaseEntry, int]:
 
 def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> None:
     """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
-    network = SingleModel((trained_network(config, work, model, fold, stage),))
+    if stage == "pretraining":
+        network = SingleModel((starting_network(config, work, model, fold),))
+    else:
+        network = SingleModel((trained_network(config, work, model, fold, stage),))
     engine = open_engine("torch", "auto")
     for entry, own in scored_cases(config, work).items():
         target = prediction_path(work, network_name(model, stage), entry.id)

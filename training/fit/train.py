@@ -29,9 +29,14 @@ if TYPE_CHECKING:
 log = logging.getLogger("training")
 
 
+def plans_name(model: str, stage: str) -> str:
+    """What the plans of a training are called; both stages of a model share theirs."""
+    return network_name(model, SCRATCH) if stage == SCRATCH else model
+
+
 def network_name(model: str, stage: str) -> str:
-    """What a model's networks of a stage are called among plans and predictions."""
-    return f"{model}-{SCRATCH}" if stage == SCRATCH else model
+    """What a model's networks of a stage are called among predictions."""
+    return {"pretraining": f"{model}-pretrained", SCRATCH: f"{model}-{SCRATCH}"}.get(stage, model)
 
 
 def stage_of(stage: str) -> str:
@@ -42,7 +47,7 @@ def stage_of(stage: str) -> str:
 def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
     """Where nnU-Net keeps one training."""
     trainer = "MedNeXtRegionTrainer" if config.model(model).architecture == "MedNeXt" else "NnUNetRegionTrainer"
-    name = f"{trainer}__{network_name(model, stage)}__{CONFIGURATION}"
+    name = f"{trainer}__{plans_name(model, stage)}__{CONFIGURATION}"
     return work / "nnunet" / "trainings" / dataset_name(stage_of(stage)) / name / f"fold_{fold}"
 
 
@@ -93,12 +98,14 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
 
 
 def case_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
-    """How likely a patch is cut from each case of a stage's data set, by shares of sources that need not sum to 1."""
-    shares, entries = config.dataset(stage).shares, read_cases(work / "cases.json")
-    sources = {entry.id: entry.source for entry in entries}
-    cases = cases_of(work, stage)
+    """How likely a patch is cut from each case that a training has, by shares of sources that need not sum to 1."""
+    shares = config.dataset(stage).shares
+    if stage == SCRATCH and config.comparison.scratch_shares:
+        shares = config.comparison.scratch_shares
+    sources = {entry.id: entry.source for entry in read_cases(work / "cases.json")}
+    cases = cases_of(work, stage_of(stage))
     sizes = Counter(sources[case] for case in cases)
-    return {case: shares[sources[case]] / sizes[sources[case]] if shares else 1.0 for case in cases}
+    return {case: shares.get(sources[case], 0) / sizes[sources[case]] if shares else 1.0 for case in cases}
 
 
 def train(
@@ -194,7 +201,7 @@ def make_trainer(
 
     folder = work / "nnunet" / "preprocessed" / dataset_name(stage_of(stage))
     plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
-    plans["plans_name"] = network_name(model.name, stage)
+    plans["plans_name"] = plans_name(model.name, stage)
     description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
     plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
@@ -203,7 +210,7 @@ def make_trainer(
         model,
         stage_settings(model, stage),
         region_weights(model, stage_of(stage), fold, work),
-        case_shares(config, work, stage_of(stage)),
+        case_shares(config, work, stage),
     )
     return trainer
 

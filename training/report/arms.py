@@ -31,8 +31,8 @@ from training.workers import Workers
 
 log = logging.getLogger(__name__)
 
-SCRATCH = "-scratch"
-"""What the name of a comparison model ends with that was trained on the second stage's cases alone."""
+SCRATCH, PRETRAINED = "-scratch", "-pretrained"
+"""What the names of comparison models end with: trained from random weights, or not fine-tuned."""
 MODEL_TITLES = {"nnunet": "nnU-Net", "mednext": "MedNeXt"}
 """What models are called where people read."""
 STEP_TITLES = {
@@ -84,16 +84,18 @@ class Plan:
 def _alone(model: str) -> Arm:
     """The arm of a single model."""
     title = model_title(model)
-    if model.endswith(SCRATCH):
+    if model.endswith((SCRATCH, PRETRAINED)):
         return Arm(model, title, title)
     return Arm(model, f"{title} alone", f"fine-tuned {title}")
 
 
 def model_title(name: str) -> str:
     """What a model is called where people read."""
-    plain = name.removesuffix(SCRATCH)
+    plain = name.removesuffix(SCRATCH).removesuffix(PRETRAINED)
     title = MODEL_TITLES.get(plain, plain)
-    return f"{title} from scratch" if name != plain else title
+    if name.endswith(SCRATCH):
+        return f"{title} from scratch"
+    return f"{title} before fine-tuning" if name.endswith(PRETRAINED) else title
 
 
 def read_plan(config: RunConfig, work: Path) -> Plan:
@@ -110,7 +112,7 @@ def read_plan(config: RunConfig, work: Path) -> Plan:
         for fold, s in tuning["by_fold"].items()
     }
     return Plan(
-        models=(*_scratch_models(config, work), *(model.name for model in config.models)),
+        models=(*_comparison_models(config, work), *(model.name for model in config.models)),
         weights={int(fold): values for fold, values in weights.items()},
         steps=steps,
         clusters=tuning["subtypes"]["of"],
@@ -123,11 +125,11 @@ def _steps(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
     return steps if len(steps) == len(chosen) else {**steps, SUBTYPES: list(chosen.values())[-1]}
 
 
-def _scratch_models(config: RunConfig, work: Path) -> list[str]:
+def _comparison_models(config: RunConfig, work: Path) -> list[str]:
     """Comparison models that predicted every case; one that predicted only some is left out, with a warning."""
     found = []
     cases = [entry.id for entry in scored_cases(config, work)]
-    for name in (f"{model.name}{SCRATCH}" for model in config.models):
+    for name in (f"{model.name}{kind}" for kind in (SCRATCH, PRETRAINED) for model in config.models):
         there = sum(prediction_path(work, name, case).is_file() for case in cases)
         if there == len(cases):
             found.append(name)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from training.evaluation.systems import Difference, Systems, differences
-from training.report.arms import MEAN, SCRATCH, Arm, model_title
+from training.report.arms import MEAN, PRETRAINED, SCRATCH, Arm, model_title
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,17 @@ def questions(arms: Sequence[Arm]) -> list[Question]:
     ensemble, last = named["ensemble"], arms[-1]
     alone = arms[: arms.index(ensemble)]
     scratch = [arm for arm in alone if arm.name.endswith(SCRATCH)]
-    models = [arm for arm in alone if arm not in scratch]
+    models = [arm for arm in alone if not arm.name.endswith((SCRATCH, PRETRAINED))]
+    against = {SCRATCH: "training from scratch", PRETRAINED: "pretraining alone"}
     asked = [
         Question(
-            f"Pretraining and fine-tuning against training from scratch, {model_title(model.name)}",
+            f"Pretraining and fine-tuning against {words}, {model_title(model.name)}",
             model,
-            named[f"{model.name}{SCRATCH}"],
+            named[f"{model.name}{kind}"],
         )
+        for kind, words in against.items()
         for model in models
-        if f"{model.name}{SCRATCH}" in named
+        if f"{model.name}{kind}" in named
     ]
     if len(models) > 1:
         asked += [Question("The ensemble against each model alone", ensemble, model) for model in models]
