@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from inference.case import EMPTY_TUMOUR, System, describe, digest_scans, label_regions, predict_regions
 from inference.errors import CaseError, GliomaError, reason
+from inference.files import write_whole
 from inference.intake.cases import Case, CaseListing
 from inference.intake.geometry import Geometry
 from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
@@ -282,46 +283,58 @@ def _finish(
     with task.timed("write"):
         stamp = system.stamp(task.scans, noted=scan.is_noted)
         write_labels(result.labels, scan.geometry, path, stamp=stamp)
-        warnings += _write_maps(scan, regions, settings, stamp)
+        maps = _maps(regions, settings)
+        warnings += _write_maps(scan, maps, settings, stamp)
     with task.timed("draw"):
-        warnings += _draw(scan, result.labels, warnings, settings.report)
+        warnings += _draw(scan, result.labels, maps, warnings, settings.report)
     return replace(record, output=str(path), seconds=task.seconds, warnings=tuple(warnings))
 
 
-def _write_maps(scan: Scan, regions: RegionProbabilities, settings: CohortSettings, stamp: str) -> list[str]:
-    """Write the maps that were asked for, (X, Y, Z, 3) in the order WT, TC, ET; a warning for each that cannot be.
+def _maps(regions: RegionProbabilities, settings: CohortSettings) -> dict[str, NDArray[np.float32]]:
+    """The maps that were asked for, (3, X, Y, Z) in the order WT, TC, ET, by what they show.
 
     `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
     the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
     the opposite. Neither takes part in what the label map becomes.
     """
+    maps = {"probabilities": regions.array} if settings.probabilities else {}
+    if settings.uncertainty:
+        assert regions.agreement is not None, "it is asked for together with the map"
+        maps["uncertainty"] = 2 * regions.agreement.spread
+    return maps
+
+
+def _write_maps(scan: Scan, maps: Mapping[str, NDArray[np.float32]], settings: CohortSettings, stamp: str) -> list[str]:
+    """Write maps (3, X, Y, Z) as files of (X, Y, Z, 3); a warning for each that cannot be written."""
     warnings = []
     for kind, path in settings.maps(scan.case).items():
-        if kind == "probabilities":
-            shown = regions.array
-        else:
-            assert regions.agreement is not None, "it is asked for together with the map"
-            shown = 2 * regions.agreement.spread
         try:
-            write_fractions(np.moveaxis(shown, 0, -1), scan.geometry, path, stamp=stamp)
+            write_fractions(np.moveaxis(maps[kind], 0, -1), scan.geometry, path, stamp=stamp)
         except (GliomaError, OSError, MemoryError) as error:
             warnings.append(f"no map of {kind}: {reason(error, scan.case)}")
     return warnings
 
 
-def _draw(scan: Scan, labels: NDArray[np.uint8], warnings: Sequence[str], report: Path | None) -> list[str]:
+def _draw(
+    scan: Scan,
+    labels: NDArray[np.uint8],
+    maps: Mapping[str, NDArray[np.float32]],
+    warnings: Sequence[str],
+    report: Path | None,
+) -> list[str]:
     """Draw a case if that is wanted; a result without its picture is still a result, with a warning."""
     if report is None:
         return []
     try:
         with _DRAWING:
             from inference.report.figures import CaseDrawing, draw_case
-            from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
-            from inference.report.slices import stack_slices, write_slices
+            from inference.report.page import PICTURE_SUFFIX, VIEWER_SUFFIX
+            from inference.report.volumes import viewer_script
 
             drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, tuple(warnings))
             draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
-            write_slices(stack_slices(scan.data, labels, scan.spacing), report / f"{scan.case}{SLICES_SUFFIX}")
+            script = viewer_script(scan.case, scan.data, labels, scan.spacing, maps)
+            write_whole(report / f"{scan.case}{VIEWER_SUFFIX}", script)
     except Exception as error:
         log.debug("%s: no picture", scan.case, exc_info=True)
         return [f"no picture: {reason(error, scan.case)}"]
@@ -359,7 +372,7 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
     warnings = [*scan.warnings, *record.warnings]
     if not drawn:
         with task.timed("draw"):
-            warnings += _draw(scan, labels, warnings, settings.report)
+            warnings += _draw(scan, labels, {}, warnings, settings.report)
     return replace(
         record,
         status="repaired" if scan.repairs else "ok",
@@ -371,10 +384,10 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
 
 def _is_drawn(case: str, labels: Path, report: Path) -> bool:
     """Whether a report has the pictures of a case, made no earlier than its label map."""
-    from inference.report.page import PICTURE_SUFFIX, SLICES_SUFFIX
+    from inference.report.page import PICTURE_SUFFIX, VIEWER_SUFFIX
 
     try:
-        made = min((report / f"{case}{suffix}").stat().st_mtime for suffix in (PICTURE_SUFFIX, SLICES_SUFFIX))
+        made = min((report / f"{case}{suffix}").stat().st_mtime for suffix in (PICTURE_SUFFIX, VIEWER_SUFFIX))
     except OSError:
         return False
     return made >= labels.stat().st_mtime

@@ -1,294 +1,163 @@
-"""One static HTML page per run: a table of the cases, a picture and a slice viewer for each, and how it was made.
+"""The page of a run: a table of its cases, a picture and a viewer for each, and how it was made.
 
-The page is one file that asks the network for nothing (its content security policy forbids it). It is made from the
-run's record and from what lies in the report's folder: `<ID>.png` from :mod:`inference.report.figures` and
-`<ID>.slices.json` from :mod:`inference.report.slices`; a case without them is listed all the same.
+`index.html` is made from the run's record and from what lies beside it: `<ID>.png` from :mod:`inference.report.figures`
+and `<ID>.case.js` from :mod:`inference.report.volumes`, which the page loads when a case is opened. A case without them
+is listed all the same. The page asks for nothing outside of its folder; its content security policy forbids it.
 """
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
-from string import Template
-from typing import Final
+from typing import TYPE_CHECKING, Final, cast
+from urllib.parse import quote
 
 from inference.files import write_whole
 from inference.labels import REGIONS, TUMOUR_LABELS
-from inference.report.slices import SliceStack, read_slices
-from inference.report.views import LABEL_COLOURS, LABEL_NAMES
+from inference.report.record import CaseRecord, RunRecord, plain, render_value
+from inference.report.views import EDGE_MARKS, LABEL_COLOURS, LABEL_NAMES, SEQUENCE_NAMES
+from inference.templates import render
+
+if TYPE_CHECKING:
+    from inference.refine.postprocess import RefinementRecord
 
 PAGE: Final = "index.html"
 """The page's name in the report's folder."""
 PICTURE_SUFFIX: Final = ".png"
 """`<ID>` and this: a case's figure."""
-SLICES_SUFFIX: Final = ".slices.json"
-"""`<ID>` and this: a case's stack of slices."""
+VIEWER_SUFFIX: Final = ".case.js"
+"""`<ID>` and this: a case's data for the viewer."""
 
 _NOTHING: Final = "–"
-_CANVAS_SCALE: Final = 3
-"""Pixels of the viewer's canvas per pixel of the stack."""
-_PICTURE_QUALITY: Final = 82
-_PICTURE_WIDTH: Final = 1400
+_SHARED: Final = ("Subtype", "Thresholds", "Removed")
+"""Columns that are said once, above the table, where they say the same of all cases."""
 
 
 @dataclass(frozen=True)
 class _Cell:
-    """One cell of the table, not yet escaped."""
+    """One cell of the table."""
 
     text: str
-    """What it says."""
     key: str = ""
-    """What it sorts by; the text where empty and not a number."""
+    """What it sorts by; the text where empty."""
     style: str = ""
     """Its class."""
 
 
-def write_page(record: Mapping[str, object], folder: Path) -> Path:
-    """Write the page of a run's record (as JSON has it) to `folder/index.html`; FolderError where that fails."""
+@dataclass(frozen=True)
+class _Shown:
+    """One case on the page."""
+
+    id: str
+    record: str
+    """The case's record as JSON."""
+    error: str | None
+    notes: tuple[str, ...]
+    """Warnings and repairs."""
+    picture: str
+    """Address of the picture beside the page; empty where there is none."""
+    script: str
+    """Address of the viewer's data beside the page; empty where there is none."""
+
+
+def write_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> Path:
+    """Write the page of a run to `folder/index.html`; FolderError where that fails."""
     path = folder / PAGE
-    write_whole(path, render_page(record, folder).encode("utf-8", "replace"))
+    write_whole(path, render_page(run, cases, folder).encode("utf-8", "replace"))
     return path
 
 
-def render_page(record: Mapping[str, object], folder: Path) -> str:
-    """The HTML of a run's record, with the pictures that `folder` holds."""
-    run = _mapping(record.get("run"))
-    cases = [_mapping(case) for case in _sequence(record.get("cases"))]
-    assets = files("inference.report") / "assets"
-    style, script, page = (assets.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "js", "html"))
-    bundle = _mapping(run.get("bundle"))
-    columns = [heading for heading, _ in _cells({})]
-    return Template(page).substitute(
-        title=f"Gliomas, segmented with the bundle {_html(bundle.get('name', 'without a name'))}",
-        summary=_html(_summary(run, cases)),
-        style=style,
-        script=script,
-        headings="".join(f'<th scope="col"><button type="button">{escape(name)}</button></th>' for name in columns),
-        rows="\n".join(_row(case, f"case-{number}") for number, case in enumerate(cases)),
-        sections="\n".join(_section(case, f"case-{number}", folder) for number, case in enumerate(cases)),
-        provenance="".join(f"<dt>{_html(name)}</dt><dd>{_html(value)}</dd>" for name, value in _provenance(run)),
+def render_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> str:
+    """The HTML of a run, with the pictures that `folder` holds."""
+    rows = [dict(_cells(case)) for case in cases]
+    shared, hidden = _shared(rows)
+    return render(
+        "inference.report/page.html.jinja",
+        run=run,
+        summary=_summary(run, cases),
+        shared=shared,
+        headings=[heading for heading, _ in _cells(CaseRecord("", "ok")) if heading not in hidden],
+        rows=[[cell for heading, cell in row.items() if heading not in hidden] for row in rows],
+        cases=[_shown(case, folder) for case in cases],
+        provenance=dict(_provenance(run)),
+        sequences=SEQUENCE_NAMES,
+        planes=EDGE_MARKS,
+        labels=[(int(label), label.name, LABEL_NAMES[label], colour) for label, colour in LABEL_COLOURS.items()][::-1],
     )
 
 
-def _summary(run: Mapping[str, object], cases: Sequence[Mapping[str, object]]) -> str:
-    counts = {status: sum(case.get("status") == status for case in cases) for status in ("repaired", "empty", "failed")}
-    parts = [
-        f"{len(cases)} case{'s' * (len(cases) != 1)}",
-        *(f"{count} {name}" for name, count in counts.items() if count),
-    ]
-    if run.get("started"):
-        parts.append(f"started {str(run['started']).replace('T', ' ').replace('+00:00', ' UTC')}")
-    if run.get("interrupted"):
-        parts.append(f"ended early by {run['interrupted']}")
+def _summary(run: RunRecord, cases: Sequence[CaseRecord]) -> str:
+    counts = {status: sum(case.status == status for case in cases) for status in ("repaired", "empty", "failed")}
+    parts = [f"{len(cases)} case{'s' * (len(cases) != 1)}"]
+    parts += [f"{count} {status}" for status, count in counts.items() if count]
+    parts.append(f"started {run.started.replace('T', ' ').replace('+00:00', ' UTC')}")
+    if run.interrupted:
+        parts.append(f"ended early by {run.interrupted}")
     return ", ".join(parts) + "."
 
 
 # --- table ----------------------------------------------------------------------------------------------------------
 
 
-def _cells(case: Mapping[str, object]) -> Iterator[tuple[str, _Cell]]:
+def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
     """Heading and cell of every column."""
-    refinement = _mapping(case.get("refinement"))
-    volumes = _mapping(case.get("volumes_ml"))
-    status = str(case.get("status", ""))
-    yield "Case", _Cell(str(case.get("id", "")))
-    yield "Status", _Cell(status + (" (earlier run)" if case.get("resumed") else ""), style=status)
+    refinement = cast("RefinementRecord | None", case.refinement)
+    volumes, agreement = case.volumes_ml or {}, case.agreement or {}
+    yield "Case", _Cell(case.id, style="id")
+    yield "Status", _Cell(case.status + (" (earlier run)" if case.resumed else ""), style=case.status)
     for region in REGIONS:
         yield region, _number(volumes.get(region), 1)
-    yield "Subtype", _number(refinement.get("cluster"), 0)
-    yield "Thresholds", _Cell(_thresholds(refinement))
-    yield "Removed", _removed(refinement)
-    yield "ET/WT", _ratio(refinement)
-    yield "Agreement", _agreement(case)
-    yield "Notes", _Cell(_notes_count(case), key=str(len(_notes(case))), style="warn" if _notes(case) else "")
-    seconds = [value for value in _mapping(case.get("seconds")).values() if isinstance(value, int | float)]
-    yield "Seconds", _number(sum(seconds) if seconds else None, 1)
+    yield "Subtype", _number(refinement.cluster if refinement else None, 0)
+    yield "Thresholds", _Cell(_thresholds(refinement) if refinement else _NOTHING)
+    yield "Removed", _removed(refinement) if refinement else _Cell(_NOTHING)
+    ratio = _number(refinement.et_wt_ratio if refinement else None, 2)
+    relabelled = refinement is not None and refinement.et_relabelled
+    yield "ET/WT", _Cell(f"{ratio.text}, became NCR", ratio.key) if relabelled else ratio
+    overlap = ", ".join(_unbroken(f"{region} {value:.2f}") for region, value in agreement.items())
+    yield "Agreement", _Cell(overlap or _NOTHING, str(min(agreement.values(), default="")), "line")
+    notes = ([f"failed: {case.error}"] if case.error else []) + _notes(case)
+    count = f" (+ {len(notes) - 1})" if len(notes) > 1 else ""
+    yield "Notes", _Cell(notes[0] + count if notes else _NOTHING, str(len(notes)), "warn" if notes else "")
+    yield "Seconds", _number(sum(case.seconds.values()) if case.seconds else None, 1)
 
 
-def _row(case: Mapping[str, object], anchor: str) -> str:
-    cells = []
-    for heading, cell in _cells(case):
-        text = escape(cell.text)
-        if heading == "Case":
-            text = f'<a href="#{anchor}">{text}</a>'
-        key = cell.key or ("" if cell.text == _NOTHING else cell.text)
-        cells.append(f'<td class="{escape(cell.style)}" data-sort="{escape(key)}">{text}</td>')
-    return f"<tr>{''.join(cells)}</tr>"
+def _shared(rows: Sequence[Mapping[str, _Cell]]) -> tuple[dict[str, str], set[str]]:
+    """What is the same for all cases, by column; and the columns that the table need not have."""
+    shared: dict[str, str] = {}
+    hidden: set[str] = set()
+    for heading in (*_SHARED, "ET/WT", "Agreement"):
+        found = {row[heading].text for row in rows} - {_NOTHING}
+        if not found or (heading in _SHARED and len(found) == 1):
+            hidden.add(heading)
+            shared.update((heading, text) for text in found)
+    return shared, hidden
 
 
-def _number(value: object, digits: int) -> _Cell:
-    if not isinstance(value, int | float):
+def _number(value: float | None, digits: int) -> _Cell:
+    if value is None:
         return _Cell(_NOTHING, style="number")
     return _Cell(f"{value:.{digits}f}", key=str(value), style="number")
 
 
-def _thresholds(refinement: Mapping[str, object]) -> str:
+def _thresholds(refinement: RefinementRecord) -> str:
     """What was asked of components and of ET/WT, and whose thresholds these are."""
-    thresholds = _mapping(refinement.get("thresholds"))
-    if not thresholds:
-        return _NOTHING
-    smallest = _mapping(thresholds.get("smallest_component_mm3"))
-    sizes = [_unbroken(f"{label} ≥ {_short(size)} mm³") for label, size in smallest.items() if size]
-    ratio = thresholds.get("et_wt_ratio")
-    rules = sizes + ([_unbroken(f"ET/WT ≥ {_short(ratio)}")] if ratio else [])
-    return f"{refinement.get('thresholds_of', '')}: {', '.join(rules) or 'leave it alone'}".lstrip(": ")
+    thresholds = refinement.thresholds
+    sizes = thresholds.smallest_component_mm3.items()
+    rules = [_unbroken(f"{label} ≥ {size:.4g} mm³") for label, size in sizes if size]
+    rules += [_unbroken(f"ET/WT ≥ {thresholds.et_wt_ratio:.4g}")] if thresholds.et_wt_ratio else []
+    return f"{refinement.thresholds_of}: {', '.join(rules) or 'leave it alone'}"
 
 
-def _removed(refinement: Mapping[str, object]) -> _Cell:
+def _removed(refinement: RefinementRecord) -> _Cell:
     """Components that refinement removed, by label."""
-    if "removed" not in refinement:
-        return _Cell(_NOTHING)
-    parts, total = [], 0.0
-    removed = _mapping(refinement["removed"])
-    for name in (label.name for label in TUMOUR_LABELS):
-        what = _mapping(removed.get(name))
-        volume = what.get("mm3")
-        if what.get("components") and isinstance(volume, int | float):
-            parts.append(_unbroken(f"{name} {what['components']} ({_short(volume)} mm³)"))
-            total += volume
-    return _Cell(", ".join(parts) or "nothing", key=str(total))
+    removed = [(label.name, refinement.removed[label.name]) for label in TUMOUR_LABELS]
+    parts = [_unbroken(f"{name} {what.components} ({what.mm3:.4g} mm³)") for name, what in removed if what.components]
+    return _Cell(", ".join(parts) or "nothing", key=str(sum(what.mm3 for _, what in removed)))
 
 
-def _ratio(refinement: Mapping[str, object]) -> _Cell:
-    cell = _number(refinement.get("et_wt_ratio"), 2)
-    return _Cell(f"{cell.text}, became NCR", cell.key) if refinement.get("et_relabelled") else cell
-
-
-def _agreement(case: Mapping[str, object]) -> _Cell:
-    """Agreement of the networks per region; sorted by the least."""
-    found = {
-        region: value for region, value in _mapping(case.get("agreement")).items() if isinstance(value, int | float)
-    }
-    if not found:
-        return _Cell(_NOTHING)
-    text = ", ".join(_unbroken(f"{region} {value:.2f}") for region, value in found.items())
-    return _Cell(text, key=str(min(found.values())))
-
-
-def _notes(case: Mapping[str, object]) -> list[str]:
-    """Error, warnings and repairs."""
-    error = [f"failed: {case['error']}"] if case.get("error") else []
-    warnings = [f"warning: {note}" for note in _sequence(case.get("warnings"))]
-    return error + warnings + [f"repaired: {note}" for note in _sequence(case.get("repairs"))]
-
-
-def _notes_count(case: Mapping[str, object]) -> str:
-    notes = _notes(case)
-    return notes[0] + (f" (+ {len(notes) - 1})" if len(notes) > 1 else "") if notes else _NOTHING
-
-
-# --- one case -------------------------------------------------------------------------------------------------------
-
-
-def _section(case: Mapping[str, object], anchor: str, folder: Path) -> str:
-    """Notes, viewer, picture and record of a case."""
-    name = _html(case.get("id", ""))
-    notes = "".join(f"<li>{_html(note)}</li>" for note in _notes(case))
-    parts = [
-        f'<section id="{anchor}">',
-        f'<h2>{name} <a href="#cases" aria-label="back to the table">↑</a></h2>',
-        f'<ul class="notes warn">{notes}</ul>' if notes else "",
-        *_pictures(case, folder),
-        f"<details><summary>Record</summary><pre>{_html(_json(case))}</pre></details>",
-        "</section>",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def _pictures(record: Mapping[str, object], folder: Path) -> Iterator[str]:
-    case = str(record.get("id", ""))
-    # A record may come from anywhere, and must not name files elsewhere; what an earlier run drew is not this result.
-    if Path(case).name != case or record.get("status") in ("failed", "empty") or _is_not_drawn(record):
-        case = ""
-    stack = read_slices(folder / f"{case}{SLICES_SUFFIX}")
-    if stack is not None:
-        yield _viewer(case, stack)
-    picture = _embedded(folder / f"{case}{PICTURE_SUFFIX}")
-    if picture:
-        title = _html(f"{case}: slices with most of each region, without and with the regions")
-        image = f'<img class="picture" loading="lazy" decoding="async" alt="{title}" src="{picture}">'
-        # On a phone the picture keeps a width at which its words can be read, and scrolls within its frame.
-        frame = f'<div class="scroll" tabindex="0" role="region" aria-label="Picture of {_html(case)}">{image}</div>'
-        yield f"<details open><summary>Picture</summary>{frame}</details>"
-    if stack is None and not picture:
-        yield '<p class="hint">No pictures of this case.</p>'
-
-
-def _is_not_drawn(record: Mapping[str, object]) -> bool:
-    return any(str(note).startswith("no picture: ") for note in _sequence(record.get("warnings")))
-
-
-def _viewer(case: str, stack: SliceStack) -> str:
-    """The slice viewer; its data is inert until the script draws it."""
-    name, count = _html(case), len(stack.positions)
-    width, height = (_CANVAS_SCALE * length for length in stack.tile)
-    keys = "".join(
-        f'<span class="key"><i style="background:{colour}"></i>{label.name} {LABEL_NAMES[label]}</span>'
-        for label, colour in reversed(list(LABEL_COLOURS.items()))
-    )
-    panes = "".join(
-        f'<figure><canvas data-sequence="{sequence}" width="{width}" height="{height}" aria-hidden="true"></canvas>'
-        f'<span class="mark right">R</span><span class="mark left">L</span><figcaption>{caption}</figcaption></figure>'
-        for sequence, caption in (("t1c", "T1 with contrast"), ("t2f", "T2-FLAIR"))
-    )
-    return f"""<div class="slices">
-<div class="viewer" tabindex="0" role="slider" aria-orientation="vertical" aria-label="Slices of {name}"
- aria-valuemin="1" aria-valuemax="{count}" aria-valuenow="1">
-<div class="panes">{panes}</div></div>
-<div class="controls"><input type="range" min="0" max="{count - 1}" aria-label="Slice of {name}"><output></output>
-<label><input type="checkbox" checked> regions</label>{keys}</div>
-<p class="hint">Wheel or arrow keys: next slice. Page up, page down: five. Home, End: lowest, highest. R: regions.</p>
-<script type="application/json">{stack.as_json()}</script>
-</div>"""
-
-
-def _embedded(path: Path) -> str:
-    """A picture file as a data URI, made small; empty where there is none that can be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-    except (OSError, ValueError):
-        return ""
-    picture.thumbnail((_PICTURE_WIDTH, 10 * _PICTURE_WIDTH))
-    file = io.BytesIO()
-    picture.save(file, "WEBP", quality=_PICTURE_QUALITY)
-    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
-
-
-# --- provenance and small parts -------------------------------------------------------------------------------------
-
-
-def _provenance(run: Mapping[str, object]) -> Iterator[tuple[str, str]]:
-    """What the run's record says of the run, in words."""
-    bundle = _mapping(run.get("bundle"))
-    yield "Bundle", f"{bundle.get('name')} {bundle.get('version')}"
-    yield "SHA-256 of its manifest", str(bundle.get("sha256"))
-    for key in ("profile", "engine", "device", "threads", "on_error", "started", "interrupted", "exit_status"):
-        if run.get(key) is not None:
-            yield key.replace("_", " ").capitalize(), str(run[key])
-    cuts = _mapping(run.get("region_thresholds"))
-    if cuts:
-        yield "Region thresholds", ", ".join(f"{region} above {_short(value)}" for region, value in cuts.items())
-    if isinstance(run.get("seconds"), int | float):
-        yield "Seconds", f"{run['seconds']:.1f}"
-    yield "Command", " ".join(map(str, _sequence(run.get("command")))) or "no arguments"
-    yield "Versions", ", ".join(f"{name} {version}" for name, version in _mapping(run.get("versions")).items())
-
-
-def _html(value: object) -> str:
-    return escape(str(value))
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=1, ensure_ascii=False)
+def _notes(case: CaseRecord) -> list[str]:
+    return [f"warning: {note}" for note in case.warnings] + [f"repaired: {note}" for note in case.repairs]
 
 
 def _unbroken(text: str) -> str:
@@ -296,13 +165,31 @@ def _unbroken(text: str) -> str:
     return text.replace(" ", "\u00a0")
 
 
-def _short(value: object) -> str:
-    return f"{value:.4g}" if isinstance(value, int | float) else "?"
+# --- one case -------------------------------------------------------------------------------------------------------
 
 
-def _mapping(value: object) -> Mapping[str, object]:
-    return value if isinstance(value, Mapping) else {}
+def _shown(case: CaseRecord, folder: Path) -> _Shown:
+    # A record must not name files elsewhere; and what an earlier run drew is not this result.
+    drawn = case.status in ("ok", "repaired") and not any(note.startswith("no picture: ") for note in case.warnings)
+    drawn = drawn and Path(case.id).name == case.id
+    names = (f"{case.id}{suffix}" for suffix in (PICTURE_SUFFIX, VIEWER_SUFFIX))
+    picture, script = (quote(name, safe="") if drawn and (folder / name).is_file() else "" for name in names)
+    record = render_value(plain(case)).decode()
+    return _Shown(case.id, record, case.error, tuple(_notes(case)), picture, script)
 
 
-def _sequence(value: object) -> Sequence[object]:
-    return value if isinstance(value, list | tuple) else ()
+def _provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
+    """What the run's record says of the run, in words."""
+    yield "Bundle", f"{run.bundle.name} {run.bundle.version}"
+    yield "SHA-256 of its manifest", run.bundle.sha256
+    for key in ("profile", "engine", "device", "threads", "on_error", "started", "interrupted", "exit_status"):
+        value: object = getattr(run, key)
+        if value is not None:
+            yield key.replace("_", " ").capitalize(), str(value)
+    if run.region_thresholds:
+        cuts = run.region_thresholds.items()
+        yield "Region thresholds", ", ".join(f"{region} above {value:.4g}" for region, value in cuts)
+    if run.seconds is not None:
+        yield "Seconds", f"{run.seconds:.1f}"
+    yield "Command", " ".join(run.command) or "no arguments"
+    yield "Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())

@@ -78,7 +78,7 @@ class RecordFile:
         try:
             from inference.report.page import write_page
 
-            write_page(json.loads(render_record(self._run, self._cases)), report)
+            write_page(self._run, self._cases, report)
         except Exception as error:
             log.debug("no page", exc_info=True)
             log.error("warning: no page: %s", str(error) or type(error).__name__)

@@ -37,6 +37,14 @@ LABEL_NAMES: Final[Mapping[Label, str]] = {
 }
 """What the labels are called where there is room."""
 
+SEQUENCE_NAMES: Final[Mapping[str, str]] = {
+    "t1n": "T1",
+    "t1c": "T1 with contrast",
+    "t2w": "T2",
+    "t2f": "T2-FLAIR",
+}
+"""What the sequences are called where there is room."""
+
 _SAME_SLICE_MM: Final = 6.0
 """Slices nearer than this show the same."""
 

@@ -190,7 +190,7 @@ class Checks:
         assert made == self.expected, "another label map than the first call's"
         if call.caller == "record and report":
             made_here = sorted(path.name for path in (WORK / "run" / "more0").rglob("*") if path.is_file())
-            assert made_here == [f"{self.case}.png", f"{self.case}.slices.json", "index.html", "run.json"], made_here
+            assert made_here == [f"{self.case}.case.js", f"{self.case}.png", "index.html", "run.json"], made_here
         return finished
 
     def _other_engine(self) -> Finished:

@@ -179,8 +179,8 @@ def test_a_report_is_a_page_and_pictures_beside_the_output(cases: Path, tiny_bun
     assert infer(cases, tiny_bundle, "--report", str(tmp_path / "report"), "--shard", "1/3") == 0
     assert outputs(cases) == [f"{IDS[0]}.nii.gz"]
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
+        f"{IDS[0]}.case.js",
         f"{IDS[0]}.png",
-        f"{IDS[0]}.slices.json",
         "index.html",
     ]
     assert IDS[0] in (tmp_path / "report" / "index.html").read_text()

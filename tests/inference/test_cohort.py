@@ -334,7 +334,7 @@ def test_pictures_go_to_the_report_and_nowhere_else(cases: Path, output: Path, t
     report.mkdir()
     outcome, _ = run(cases, output, system, report=report, shard=(1, 3))
     assert not outcome.cases[0].warnings[1:]
-    assert names(report) == [f"{IDS[0]}.png", f"{IDS[0]}.slices.json"]
+    assert names(report) == [f"{IDS[0]}.case.js", f"{IDS[0]}.png"]
     assert [path.name for path in output.iterdir()] == [f"{IDS[0]}.nii.gz"]
 
 
@@ -462,7 +462,7 @@ def test_a_resumed_case_is_drawn_where_its_picture_is_missing_or_older(
     run(cases, output, system)
     outcome, _ = run(cases, output, system, report=report, resume=True)
     assert [case.resumed for case in outcome.cases] == [True] * 3
-    assert names(report) == sorted(f"{case}{suffix}" for case in IDS for suffix in (".png", ".slices.json"))
+    assert names(report) == sorted(f"{case}{suffix}" for case in IDS for suffix in (".case.js", ".png"))
     before = {path: path.stat().st_mtime_ns for path in report.iterdir()}
     os.utime(output / f"{IDS[1]}.nii.gz")
     run(cases, output, system, report=report, resume=True)

@@ -107,9 +107,11 @@ class Places:
             assert path.stem in names
             with Image.open(path) as picture:
                 picture.load()
-        elif path.parent == self.pictures and path.name.endswith(".slices.json"):
-            assert path.name.removesuffix(".slices.json") in names
-            json.loads(path.read_bytes())
+        elif path.parent == self.pictures and path.name.endswith(".case.js"):
+            assert path.name.removesuffix(".case.js") in names
+            script = path.read_text()
+            assert script.startswith("openCase(")
+            json.loads("[" + script.removeprefix("openCase(").removesuffix(");\n") + "]")
         else:
             assert path == self.pictures / "index.html", path
             assert path.read_text().rstrip().endswith("</html>")
