@@ -10,6 +10,7 @@ import io
 import pickle
 import re
 import reprlib
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ _KINDS: Final = r"[|<>=]?(b1|[iu][1248]|f[248]|O8?|[US]\d{1,5})"
 """Types of arrays: truth values, whole numbers, numbers, objects and texts."""
 _DAMAGED: Final = (
     pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
-    RecursionError, MemoryError,
+    RecursionError, MemoryError, struct.error,
 )  # fmt: skip
 """What Python's unpickler raises for bytes that are no pickle."""
 
