@@ -38,6 +38,8 @@ from training.bundles.archives import (
 )
 
 _LARGEST_JSON: Final = 2**24
+_LARGEST_ZIPS: Final = 2**36
+"""Most bytes of all zips together, 64 GiB: they are copied before they can be looked into."""
 
 
 @dataclass
@@ -60,6 +62,8 @@ class SavedImage:
     def open_zips(self, scratch: Path) -> None:
         """Add the files that lie in zips, which are copied to the folder `scratch` for it."""
         zips = [path for path, entry in self.entries.items() if path.lower().endswith(".zip") and entry.kind == FILE]
+        if (size := sum(self.entries[path].size for path in zips)) > _LARGEST_ZIPS:
+            raise UsageError(f"found zips of {size} bytes in the image, expected at most {_LARGEST_ZIPS}")
         copies: dict[str, Path | None] = {path: scratch / f"{number}.zip" for number, path in enumerate(zips)}
         self.read(copies)
         for path in zips:

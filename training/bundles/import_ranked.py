@@ -202,6 +202,7 @@ def import_ranked(opened: Opened, given: argparse.Namespace) -> Bundle:
         "models": {family: {**one.origin, "folder": trees[family].root} for family, one in models.items()},
         "decision": decision,
         "fallback": fallback,
+        "not_found": [part for part in ("channels", "radiomics") if not opened.found.parts[part]],
     }
     return write_bundle(
         given.output,
@@ -260,8 +261,9 @@ def _tree(opened: Opened, family: str, task: str) -> ranked.Tree:
     opened.copy(dict(networks), _LARGEST_CHECKPOINT)
     for tree in trees[1:]:
         same = {path: path.replace(first.root, tree.root, 1) for path in (*files, *networks)}
-        opened.copy(dict.fromkeys(same.values()), _LARGEST_CHECKPOINT)
-        if any(opened.digests[path] != opened.digests[copy] for path, copy in same.items()):
+        whole = all(copy in opened.image.entries for copy in same.values())
+        opened.copy(dict.fromkeys(same.values()) if whole else {}, _LARGEST_CHECKPOINT)
+        if not whole or any(opened.digests[path] != opened.digests[copy] for path, copy in same.items()):
             raise UsageError(
                 f"found {printable(first.root)} and {printable(tree.root)}, which differ, expected one of {family}"
             )
