@@ -184,6 +184,6 @@ def test_a_case_that_finds_no_memory_says_so_and_the_others_go_on(places: Places
     assert status == 1
     assert f"{large}: failed: out of memory: close other programs" in errors
     places.check()
-    assert len(places.masks()) == CASES - 1
+    assert len(places.masks()) == CASES - 1, errors
     assert places.run("--resume")[0] == 0
     assert len(places.masks()) == CASES
