@@ -120,8 +120,10 @@ class ModelConfig:
     """Patches a step."""
     resampling: str = "default"
     """`default` (nnU-Net's cubic splines) or `linear` (its torch resampling; far cheaper on a CPU)."""
+    heads: typing.Literal["regions", "labels"] = "regions"
+    """What its outputs are: sigmoids of WT, TC and ET, or a softmax over background, NCR, ED and ET."""
     loss_weights: str = "uniform"
-    """`uniform`, or `inverse_frequency` of the regions in the training set, normalised to a mean of 1."""
+    """`uniform`, or `inverse_frequency` of the regions, or labels, in the training set, normalised to a mean of 1."""
     precision: str = "float32"
     """Of a CPU's training step: float32, or bfloat16 (autocast) where the processor has it; a GPU always uses half
     precision autocast."""

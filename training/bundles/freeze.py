@@ -82,12 +82,13 @@ def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
 
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:
     plans = json.loads((work / "plans" / f"{name}.json").read_text(encoding="utf-8"))
+    heads = config.model(name).heads
     networks: dict[int, Mapping[str, FloatArray]] = {}
     for fold in range(config.folds):
         checkpoint = trained_network(config, work, name, fold).checkpoint
-        networks[fold] = stored_weights(checkpoint, plans, half_precision=config.bundle.half_precision)
+        networks[fold] = stored_weights(checkpoint, plans, heads, half_precision=config.bundle.half_precision)
     architecture = plans["configurations"][CONFIGURATION]["architecture"]["network_class_name"].rpartition(".")[2]
-    entry = ModelEntry(name, architecture, "regions", "safetensors", tuple(range(config.folds)), weight)
+    entry = ModelEntry(name, architecture, heads, "safetensors", tuple(range(config.folds)), weight)
     return NewModel(entry, plans, networks)
 
 

@@ -70,11 +70,8 @@ def ancestor_model(bundle: str, name: str) -> Model:
     models = loaded.models
     for model in models:
         if model.name == name:
-            if model.format != "safetensors" or model.heads != "regions":
-                raise UsageError(
-                    f"{bundle}: {name} is stored as {model.format} with heads for {model.heads}; fine-tuning starts"
-                    " from safetensors with heads for regions"
-                )
+            if model.format != "safetensors":
+                raise UsageError(f"{bundle}: {name} is stored as {model.format}; fine-tuning starts from safetensors")
             return model
     raise UsageError(f"{bundle}: no model {name!r}, only {', '.join(model.name for model in models)}")
 
@@ -85,6 +82,8 @@ def ancestor_plans(bundle: str, model: ModelConfig) -> dict[str, object]:
     found = str(ancestor.architecture["network_class_name"]).rpartition(".")[2]
     if found != model.architecture:
         raise UsageError(f"{bundle}: {model.name} is a {found}, the configuration says {model.architecture}")
+    if ancestor.heads != model.heads:
+        raise UsageError(f"{bundle}: {model.name} has heads for {ancestor.heads}, the configuration: {model.heads}")
     plans: dict[str, object] = json.loads(json.dumps(ancestor.plans))
     configurations = plans["configurations"]
     assert isinstance(configurations, dict)

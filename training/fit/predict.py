@@ -39,7 +39,7 @@ class TrainedNetwork:
     half_precision: bool
     """Whether the bundle stores its weights as float16; then they are rounded here too, and what is measured ships."""
     heads: str = "regions"
-    """Region sigmoids."""
+    """`regions` or `labels`."""
     format: str = "safetensors"
     """Tensors, not an OpenVINO graph."""
     weight: float = 1.0
@@ -63,7 +63,7 @@ class TrainedNetwork:
     def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
         """Its weights by state-dict name."""
         assert fold == self.fold
-        stored = stored_weights(self.checkpoint, self.plans, half_precision=self.half_precision)
+        stored = stored_weights(self.checkpoint, self.plans, self.heads, half_precision=self.half_precision)
         return {name: array.astype(np.float32) for name, array in stored.items()}
 
     def network_file(self, fold: int) -> Path:
@@ -83,7 +83,7 @@ class SingleModel:
 
 
 def stored_weights(
-    checkpoint: Path, plans: Mapping[str, object], *, half_precision: bool
+    checkpoint: Path, plans: Mapping[str, object], heads: str, *, half_precision: bool
 ) -> dict[str, NDArray[np.float16] | NDArray[np.float32]]:
     """A checkpoint's weights as a bundle stores them: what the deployed network needs, each tensor once."""
     import torch
@@ -92,8 +92,9 @@ def stored_weights(
 
     configurations = plans["configurations"]
     assert isinstance(configurations, dict)
+    outputs = len(REGIONS) + (heads == "labels")
     with torch.device("meta"):
-        network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), len(REGIONS))
+        network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), outputs)
     state = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
     weights = deployed_weights(network, state)
     return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
@@ -112,7 +113,8 @@ def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage:
     checkpoint = checkpoint_path(config, work, stage, model, fold)
     if not checkpoint.is_file():
         raise UsageError(f"{model} fold {fold} has not finished its training ({stage}): {checkpoint} is missing")
-    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision)
+    heads = config.model(model).heads
+    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision, heads)
 
 
 def prediction_path(work: Path, model: str, case: str) -> Path:

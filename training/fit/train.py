@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from inference.errors import BundleError, UsageError
-from inference.labels import REGIONS, region_mask
+from inference.labels import REGIONS, TUMOUR_LABELS
 from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
 from training.data.datasets import cases_of, dataset_name, read_cases, read_folds, write_json
 from training.data.folds import check_no_leak, splits_of
@@ -76,8 +76,8 @@ def write_splits(config: RunConfig, work: Path) -> None:
         write_json(splits, target)
 
 
-def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[float]:
-    """Loss weights of WT, TC, ET as the configuration names them, from the fold's training cases alone."""
+def loss_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[float]:
+    """Loss weights of WT, TC, ET, or of NCR, ED, ET for label heads, from the fold's training cases alone."""
     if model.loss_weights == "uniform":
         return [1.0] * len(REGIONS)
     if model.loss_weights != "inverse_frequency":
@@ -88,12 +88,13 @@ def region_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> lis
 
     splits = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
     training = json.loads(splits.read_text(encoding="utf-8"))[fold]["train"]
-    voxels = dict.fromkeys(REGIONS, 0)
+    parts = REGIONS if model.heads == "regions" else {label.name: (label,) for label in TUMOUR_LABELS}
+    voxels = dict.fromkeys(parts, 0)
     for case in training:
         path = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr" / f"{case}.nii.gz"
         labels = np.asarray(nibabel.load(path).dataobj)
-        for region in REGIONS:
-            voxels[region] += int(region_mask(labels, region).sum())
+        for part, inside in parts.items():
+            voxels[part] += int(np.isin(labels, inside).sum())
     return inverse_frequency(voxels)
 
 
@@ -209,7 +210,7 @@ def make_trainer(
     trainer.configure(
         model,
         stage_settings(model, stage),
-        region_weights(model, stage_of(stage), fold, work),
+        loss_weights(model, stage_of(stage), fold, work),
         case_shares(config, work, stage),
     )
     return trainer

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from inference.errors import UsageError
-from inference.labels import REGIONS
+from inference.labels import REGIONS, Label
 from inference.predict.networks import build_network
 from inference.predict.networks.sizes import LEVELS
 from training.config import ModelConfig, StageConfig
@@ -85,6 +85,41 @@ class RegionLoss(nn.Module):
         return (weights * entropy).sum() - (weights * dice.mean(0)).sum()
 
 
+class LabelLoss(nn.Module):
+    """Soft Dice plus cross-entropy of label heads, each label with its weight; the target are regions all the same.
+
+    With equal weights this is nnU-Net's `DC_and_CE_loss` (smooth 1e-5, per sample, background without Dice). The
+    weights are those of NCR, ED and ET, with a mean of 1, and the background's is 1.
+    """
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        super().__init__()
+        self.weights: Tensor
+        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) * len(weights) / sum(weights))
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Loss of logits (B, 4, Z, Y, X) for target regions (B, 3, Z, Y, X)."""
+        logits, labels = logits.float(), labels_of_regions(target)
+        weights = self.weights.to(logits.device)
+        entropy = functional.cross_entropy(logits, labels, torch.cat([weights.new_ones(1), weights]))
+        axes = tuple(range(2, logits.ndim))
+        probability = logits.softmax(1)[:, 1:]
+        truth = torch.stack([labels == label for label in (Label.NCR, Label.ED, Label.ET)], 1).float()
+        overlap = (probability * truth).sum(axes)
+        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + truth.sum(axes) + 1e-5, 1e-8)
+        loss: Tensor = entropy - (weights * dice.mean(0)).mean()
+        return loss
+
+
+def labels_of_regions(target: Tensor) -> Tensor:
+    """Labels (B, Z, Y, X) of regions WT, TC, ET (B, 3, Z, Y, X), which contain each other."""
+    whole, core, enhancing = (target[:, region] > 0 for region in range(3))
+    labels = whole * int(Label.ED)
+    labels[core] = int(Label.NCR)
+    labels[enhancing] = int(Label.ET)
+    return labels
+
+
 class WarmupPolynomial:
     """Learning rate base·(1 - epoch / epochs)^0.9 (nnU-Net's), after a linear rise where one is asked for."""
 
@@ -120,17 +155,19 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.weight_decay = stage.optimiser.weight_decay
         self.save_every = 1
 
-    @staticmethod
     def build_network_architecture(  # noqa: D102
-        plans_manager: object,  # noqa: ARG004
+        self,
+        plans_manager: object,  # noqa: ARG002
         configuration_manager: ConfigurationManager,
         num_input_channels: int,
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
         architecture = configuration_manager.configuration["architecture"]
+        # The data set's labels are regions; a model of label heads has the background as well.
+        outputs = num_output_channels + (self.model.heads == "labels")
         network: nn.Module = build_network(
-            architecture, num_input_channels, num_output_channels, deep_supervision=enable_deep_supervision
+            architecture, num_input_channels, outputs, deep_supervision=enable_deep_supervision
         )
         return network
 
@@ -155,7 +192,8 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         scales = len(self._get_deep_supervision_scales())
         weights = np.array([1 / 2**scale for scale in range(scales)])
         weights[-1] = 0  # nnU-Net leaves the coarsest output out
-        loss: nn.Module = DeepSupervisionWrapper(RegionLoss(self.region_weights), weights / weights.sum())
+        kind = LabelLoss if self.model.heads == "labels" else RegionLoss
+        loss: nn.Module = DeepSupervisionWrapper(kind(self.region_weights), weights / weights.sum())
         return loss
 
     def get_training_transforms(self, *arguments: object, **keywords: object) -> ComposeTransforms:  # noqa: D102
@@ -238,6 +276,22 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.grad_scaler.update()
         return {"loss": loss.detach().cpu().numpy()}
 
+    def validation_step(self, batch: Mapping[str, object]) -> dict[str, object]:
+        """Loss and counts of voxels right and wrong, by region; nnU-Net's own takes outputs for regions."""
+        if self.model.heads == "regions":
+            step: dict[str, object] = super().validation_step(batch)
+            return step
+        data, target = self._to_device(batch)
+        with self._forward(data):
+            output = self.network(data)
+        loss = self.loss(output, target)
+        labels = output[0].argmax(1)
+        truth = target[0] > 0
+        found = torch.stack([torch.isin(labels, labels.new_tensor(inside)) for inside in REGIONS.values()], 1)
+        sides = {"tp": found & truth, "fp": found & ~truth, "fn": ~found & truth}
+        counts = {f"{side}_hard": mask.sum((0, 2, 3, 4)).cpu().numpy() for side, mask in sides.items()}
+        return {"loss": loss.detach().cpu().numpy(), **counts}
+
     def _to_device(self, batch: Mapping[str, object]) -> tuple[Tensor, list[Tensor]]:
         data, target = batch["data"], batch["target"]
         assert isinstance(data, Tensor)
@@ -305,6 +359,6 @@ def set_chances(transforms: ComposeTransforms, chances: Chances) -> None:
 
 
 def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:
-    """Weights of WT, TC, ET: inverse of the regions' voxels in the training set, scaled to a mean of 1."""
-    inverse = [1 / max(voxels[region], 1) for region in REGIONS]
+    """Weights of regions or labels: inverse of their voxels in the training set, scaled to a mean of 1."""
+    inverse = [1 / max(count, 1) for count in voxels.values()]
     return [weight * len(inverse) / sum(inverse) for weight in inverse]

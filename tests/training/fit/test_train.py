@@ -15,11 +15,12 @@ import torch
 
 from inference.errors import BundleError, UsageError
 from training.bundles.freeze import all_folds
-from training.config import load_config
+from training.config import load_config, settle_config
 from training.data.datasets import CaseEntry, dataset_description, dataset_name, write_cases, write_json
 from training.data.stratify import kept_folds
 from training.fit import devices
 from training.fit.planning import ancestor_plans, model_plans
+from training.fit.resident import targets
 from training.fit.train import case_shares, load_ancestor, make_trainer, stage_settings, write_splits
 from training.fit.trainers import trainable_parameters
 
@@ -32,7 +33,7 @@ def made(tmp_path, monkeypatch):
     """Makes a trainer on a CPU without data: (configuration, model, stage) → trainer."""
     for name, folder in (("raw", "raw"), ("preprocessed", "preprocessed"), ("results", "trainings")):
         monkeypatch.setenv(f"nnUNet_{name}", str(tmp_path / "nnunet" / folder))
-    monkeypatch.setattr("training.fit.train.region_weights", lambda model, *_: [model.loss_weights])
+    monkeypatch.setattr("training.fit.train.loss_weights", lambda model, *_: [model.loss_weights])
     monkeypatch.setattr("training.fit.train.case_shares", lambda *_: {"a": 1.0, "b": 1.0})
 
     def make(config, name, stage):
@@ -46,6 +47,44 @@ def made(tmp_path, monkeypatch):
         return make_trainer(config, tmp_path, stage, model, 0, device="cpu")
 
     return make
+
+
+@pytest.mark.parametrize("name", ["nnunet", "mednext"])
+def test_label_heads_train(made, name, monkeypatch):
+    """A model of label heads has four outputs, and learns from the same batches as one of region heads."""
+    monkeypatch.setattr("training.fit.train.loss_weights", lambda *_: [1.0, 2.0, 3.0])
+    config = load_config(CONFIGS / "smoke.yaml")
+    models = tuple(replace(model, heads="labels") for model in config.models)
+    trainer = made(replace(config, models=models), name, "pretraining")
+    # nnU-Net tells by a file how the cases are stored, which are not read here.
+    cases = Path(trainer.preprocessed_dataset_folder)
+    cases.mkdir()
+    (cases / "a.b2nd").touch()
+    torch.manual_seed(0)
+    trainer.initialize()
+    patch = trainer.configuration_manager.patch_size
+    labels = torch.zeros(1, *patch, dtype=torch.int8)
+    for label, start in ((2, 4), (1, 6), (3, 8)):
+        labels[:, start:-start, start:-start, start:-start] = label
+    scales = trainer._get_deep_supervision_scales()
+    batch = {"data": torch.randn(1, 4, *patch) + labels[:, None], "target": targets(labels, scales)}
+    assert trainer.network(batch["data"])[0].shape == (1, 4, *patch)
+    trainer.network.train()
+    losses = [float(trainer.train_step(batch)["loss"]) for _ in range(8)]
+    assert losses[-1] < losses[0] - 0.1
+    trainer.network.eval()
+    with torch.no_grad():
+        found = trainer.validation_step(batch)
+        regions = [trainer.network(batch["data"])[0].argmax(1)]
+    voxels = [int(batch["target"][0][:, region].sum()) for region in range(3)]
+    np.testing.assert_array_equal(found["tp_hard"] + found["fn_hard"], voxels)
+    assert found["tp_hard"][0] + found["fp_hard"][0] == int((regions[0] > 0).sum())
+
+
+def test_the_released_variant_has_label_heads_for_mednext(tmp_path):
+    settle_config(CONFIGS / "paper.yaml", ["gli=a", "ssa=b"], tmp_path / "config.yaml", ["released"])
+    config = load_config(tmp_path / "config.yaml")
+    assert [(model.name, model.heads) for model in config.models] == [("nnunet", "regions"), ("mednext", "labels")]
 
 
 @pytest.mark.parametrize("name", ["nnunet", "mednext"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.random import RandomTransform
-from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss
+from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
@@ -13,7 +13,17 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from inference.errors import UsageError
 from training.config import ModelConfig
 from training.fit import trainers
-from training.fit.trainers import CHANCES, RegionLoss, RegionTrainer, WarmupPolynomial, inverse_frequency, set_chances
+from training.fit.resident import targets
+from training.fit.trainers import (
+    CHANCES,
+    LabelLoss,
+    RegionLoss,
+    RegionTrainer,
+    WarmupPolynomial,
+    inverse_frequency,
+    labels_of_regions,
+    set_chances,
+)
 
 
 @pytest.fixture
@@ -27,6 +37,30 @@ def test_equal_weights_give_nnunets_own_loss(batch):
         {}, {"batch_dice": False, "do_bg": True, "smooth": 1e-5}, dice_class=MemoryEfficientSoftDiceLoss
     )
     assert RegionLoss([1, 1, 1])(*batch).item() == pytest.approx(theirs(*batch).item(), abs=1e-5)
+
+
+@pytest.fixture
+def labels():
+    torch.manual_seed(1)
+    return torch.randint(0, 4, (2, 8, 8, 8))
+
+
+def test_equal_weights_of_label_heads_give_nnunets_own_loss(labels):
+    logits = torch.randn(2, 4, 8, 8, 8)
+    theirs = DC_and_CE_loss(
+        {"batch_dice": False, "do_bg": False, "smooth": 1e-5}, {}, dice_class=MemoryEfficientSoftDiceLoss
+    )
+    (regions,) = targets(labels, [[1, 1, 1]])
+    assert torch.equal(labels_of_regions(regions), labels)
+    expected = theirs(logits, labels[:, None].float()).item()
+    assert LabelLoss([1, 1, 1])(logits, regions.float()).item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_heavier_label_counts_more(labels):
+    (regions,) = targets(labels, [[1, 1, 1]])
+    wrong_only_in_et = 20.0 * torch.nn.functional.one_hot(torch.where(labels == 3, 0, labels), 4).permute(0, 4, 1, 2, 3)
+    even, heavy = LabelLoss([1, 1, 1]), LabelLoss([1, 1, 10])
+    assert heavy(wrong_only_in_et, regions) > even(wrong_only_in_et, regions)
 
 
 def test_a_heavier_region_counts_more(batch):
