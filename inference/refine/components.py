@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from inference.boxes import bounding_box
 
 
-def connected_components(labels: NDArray[np.bool_] | NDArray[np.uint8]) -> NDArray[np.uint32]:
+def connected_components(labels: NDArray[np.bool_] | NDArray[np.uint8] | NDArray[np.uint32]) -> NDArray[np.uint32]:
     """Number the 26-connected components of equal values in a mask or label map (X, Y, Z); 0 is background.
 
     Numbers go from 1 in the order in which a scan over X, then Y, then Z (fastest) meets the components, whatever the

@@ -1,6 +1,6 @@
 """386 radiomic features of a tumour: 14 of its shape, and 93 of the intensities in each of the four sequences.
 
-The features are pyradiomics' own (3.0.1), in the order in which its extractor yields them. They are computed on the
+The features equal those of pyradiomics 3.0.1, in the order in which its extractor yields them. They are computed on the
 largest 26-connected component of the whole tumour, and only on the box around it: intensities are standardised with
 statistics of the full image first, in the arithmetic of SimpleITK's `Normalize`, so that the values equal those of the
 full image.
@@ -8,10 +8,9 @@ full image.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache
 from typing import Final, Literal
 
 import numpy as np
@@ -22,6 +21,7 @@ from inference.bundle.fields import Fields, wrong
 from inference.labels import SEQUENCES
 from inference.refine.components import largest_component
 from inference.refine.shape import shape_features
+from inference.refine.texture import intensity_features
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -168,18 +168,24 @@ def extract_features(
     """Features of the largest component of `whole_tumour` (X, Y, Z) in a scan (4, X, Y, Z); `spacing` in mm (x, y, z).
 
     There are none, for a stated reason, where the tumour is empty, smaller than the settings ask for, one voxel thick
-    in some direction, or where pyradiomics finds a feature undefined.
+    in some direction, or where a feature is undefined.
     """
     tumour = largest_component(whole_tumour)
     if reason := _why_not_described(tumour, settings):
         return NoFeatures(reason)
     box = bounding_box(tumour)
     shape = shape_features(tumour[box], spacing)
-    mask = _image(tumour[box].astype(np.uint32), spacing)
     brain_voxels = int(np.count_nonzero((data != 0).any(axis=0))) if settings.statistics == "brain" else None
     values = [shape[name] for name in _SHAPE]
     for sequence in data:
-        values += _intensity_features(_image(_standardised(sequence, box, brain_voxels), spacing), mask, settings)
+        features = intensity_features(
+            _standardised(sequence, box, brain_voxels),
+            tumour[box],
+            math.prod(spacing),
+            bin_width=settings.bin_width,
+            bin_count=settings.bin_count,
+        )
+        values += [features[kind][name] for kind, names in _INTENSITY.items() for name in names]
     vector = np.array(values, np.float64)
     undefined = np.flatnonzero(~np.isfinite(vector))
     if undefined.size:
@@ -219,36 +225,3 @@ def _standardised(sequence: NDArray[np.float32], box: Box, brain_voxels: int | N
     # Multiplying by the inverse rounds as SimpleITK's ShiftScale does.
     standardised: NDArray[np.float64] = (sequence[box].astype(np.float64) - mean) * (1 / sd if sd > 0 else 1.0)
     return standardised
-
-
-def _image(array: NDArray[np.float64] | NDArray[np.uint32], spacing: tuple[float, float, float]) -> object:
-    """A SimpleITK image of an array (X, Y, Z)."""
-    import SimpleITK
-
-    image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.T))
-    image.SetSpacing([float(side) for side in spacing])
-    return image
-
-
-def _intensity_features(image: object, mask: object, settings: ExtractionSettings) -> Iterator[float]:
-    """The 93 intensity features of one standardised sequence within a mask, both SimpleITK images."""
-    bins = {"binWidth": settings.bin_width} if settings.bin_count is None else {"binCount": settings.bin_count}
-    for kind, names in _INTENSITY.items():
-        calculator = _calculators()[kind](image, mask, **bins)
-        calculator.enableAllFeatures()
-        # What is undefined comes back as NaN, which is checked for.
-        with np.errstate(all="ignore"):
-            calculated = calculator.execute()
-        yield from (float(calculated[name]) for name in names)
-
-
-@cache
-def _calculators() -> Mapping[str, type]:
-    """Feature classes of pyradiomics by name, with its chatter about every case switched off."""
-    import radiomics
-
-    logging.getLogger("radiomics").setLevel(logging.CRITICAL)
-    # Python's own min and max walk through a tumour's voxels one by one, which took a fifth of the time.
-    vars(radiomics.imageoperations).update(min=np.min, max=np.max)
-    classes: Mapping[str, type] = radiomics.getFeatureClasses()
-    return classes

@@ -183,20 +183,12 @@ def test_empty_tiny_and_thin_tumours_have_no_features_for_a_stated_reason(
 
 
 def test_undefined_features_are_no_features(monkeypatch: pytest.MonkeyPatch) -> None:
-    from radiomics.glcm import RadiomicsGLCM
+    from inference.refine import texture
 
-    monkeypatch.setattr(RadiomicsGLCM, "getMCCFeatureValue", lambda _: np.array([np.nan]))
+    monkeypatch.setattr(texture, "_maximal_correlation", lambda *_: np.array([np.nan]))
     data, tumour = synthetic()
     features = extract_features(data, tumour, SPACING, PRESETS["brain"])
     assert features == NoFeatures("4 features are undefined, t1n_glcm_MCC first")
-
-
-def test_pyradiomics_says_nothing(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
-    data, tumour = synthetic()
-    with caplog.at_level(logging.DEBUG):
-        described(data, tumour, SPACING, PRESETS["paper"])
-    assert capfd.readouterr() == ("", "")
-    assert [record for record in caplog.records if record.name.startswith("radiomics")] == []
 
 
 @pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS)
