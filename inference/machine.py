@@ -15,7 +15,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from inference.errors import UsageError
 
-_LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "pyradiomics", "safetensors", "connected-components-3d")
+_LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "safetensors", "connected-components-3d")
 LITTLE_MEMORY_GIB: Final = 3.0
 """Below this a scan of the usual size may not fit."""
 _GIB = 2**30

@@ -23,7 +23,7 @@ from training.data.stratify import SPACING, known_folds, load_subtypes
 from training.fit.planning import CONFIGURATION
 from training.fit.predict import SingleModel, stored_weights, trained_network
 
-LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn", "pyradiomics")
+LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
 """Whose versions a bundle records."""
 
 
