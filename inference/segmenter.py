@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from inference.case import System, describe, digest_scans, open_system, segment
 from inference.errors import CaseError, UsageError
-from inference.files import check_name
+from inference.files import check_name, whole_file
 from inference.intake.cases import Case
 from inference.intake.geometry import Geometry
 from inference.intake.scan import read_scan
@@ -43,7 +43,8 @@ class Segmentation:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the image to `path` (.nii.gz or .nii)."""
-        nib.save(self.image, path)
+        with whole_file(Path(path)) as unfinished:
+            nib.save(self.image, unfinished)
 
 
 class Segmenter:

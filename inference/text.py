@@ -14,8 +14,9 @@ def times(shape: tuple[int, ...]) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """Text that no spreadsheet takes for a formula: an apostrophe in front where it begins like one.
+    """Text for a cell of a CSV file that no spreadsheet takes for a formula: an apostrophe precedes what might be one.
 
-    The characters are those of OWASP's page on CSV injection.
+    The characters are those of OWASP's page on CSV injection; tabs and returns among them are escaped as unprintable.
     """
-    return "'" + text if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    text = printable(text)
+    return "'" + text if text.startswith(("=", "+", "-", "@")) else text

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import logging
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from inference.errors import ExitStatus, GliomaError
 from inference.machine import available_threads
+from inference.text import printable
 from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.evaluation import compare, evaluate
@@ -254,9 +254,18 @@ def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
         command.add_argument("--revision", default="unknown", help="revision of the code, for the provenance")
 
 
+class _SafeFormatter(logging.Formatter):
+    """Escapes control characters in names from outside, so that they do not command a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return "\n".join(map(printable, super().format(record).split("\n")))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand and return the exit status: 0, or 2 with one line that says what is wrong."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    console = logging.StreamHandler()
+    console.setFormatter(_SafeFormatter("%(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[console])
     parsed = build_parser().parse_args(arguments)
     try:
         if parsed.command == "run":

@@ -368,7 +368,14 @@ def test_inside_follows_links(tmp_path):
 
 def test_text_from_outside_is_made_safe():
     assert printable("a\x1b[2J\nb\u202e") == r"a\x1b[2J\nb\u202e"
-    assert [csv_cell(text) for text in ("=1+1", "@x", "-1", "P-1", "")] == ["'=1+1", "'@x", "'-1", "P-1", ""]
+    assert [csv_cell(text) for text in ("=1+1", "@x", "-1", "\t=1", "P-1", "")] == [
+        "'=1+1",
+        "'@x",
+        "'-1",
+        r"\t=1",
+        "P-1",
+        "",
+    ]
 
 
 def test_a_folder_is_made_and_left_empty(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,3 +38,19 @@ def test_on_slurm_the_cores_of_this_machine_limit_nothing(tmp_path, handed):
     assert handed[handed.index("--slurm-status-command") + 1] == "squeue"
     assert handed.index("--slurm-status-command") < handed.index("--config") < handed.index("program=run in.sif")
     assert not {"--cores", "--resources"} & set(handed)
+
+
+def test_a_path_with_escapes_does_not_command_the_terminal(tmp_path):
+    words = [
+        "evaluate",
+        "--reference",
+        str(tmp_path / "a\x1b[31mb"),
+        "--prediction",
+        str(tmp_path),
+        "--version",
+        "2023",
+    ]
+    done = subprocess.run([sys.executable, "-m", "training", *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "a\\x1b[31mb" in done.stderr
+    assert "\x1b" not in done.stderr

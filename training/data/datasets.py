@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -18,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import UsageError
+from inference.files import whole_file, write_whole
 from inference.intake.cases import Case, find_cases
 from inference.intake.geometry import SAME_PLACE, Geometry
 from inference.intake.label_map import read_labels
@@ -197,16 +197,13 @@ def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> None:
     data, labels = load_case(entry, config)
     for channel, volume in enumerate(data):
         nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "imagesTr" / f"{entry.id}_{channel:04d}.nii.gz")
-    unfinished = folder / f"{entry.id}.nii.gz"
-    nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), unfinished)
-    unfinished.rename(target)
+    with whole_file(target) as unfinished:
+        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), unfinished)
 
 
 def write_json(content: object, path: Path) -> None:
     """Write JSON so that a reader finds all of it or none."""
-    unfinished = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    unfinished.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    unfinished.replace(path)
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def dataset_description(cases: int) -> dict[str, object]:

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 from skimage.graph import MCP_Geometric
 
+from inference.files import whole_file
 from inference.labels import SEQUENCES, Label
 from inference.refine.components import connected_components
 from training.data.acquisition import correlated_noise, smooth_field, thick_slices
@@ -159,7 +160,8 @@ def write_phantom(
         image = nib.Nifti1Image(volume, affine)
         stored = image.as_reoriented(nib.orientations.ornt_transform(canonical, wanted))
         stored.header.set_xyzt_units("mm")
-        nib.save(stored, case / f"{case_id}-{name}.nii.gz")
+        with whole_file(case / f"{case_id}-{name}.nii.gz") as unfinished:
+            nib.save(stored, unfinished)
     return case
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from inference.bundle.store import read_tensors
 from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_json
 from inference.errors import UsageError
+from inference.files import write_whole
 from inference.labels import region_mask
 from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
 from inference.refine.subtypes import SubtypeModel, subtype_tables
@@ -128,11 +129,11 @@ def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDAr
 
 def save_subtypes(tables: SubtypeTables, path: Path) -> None:
     """Write a subtype model as `path` (JSON) and the arrays beside it (safetensors), as bundles store it."""
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tables.arrays.items()}
-    save_file(arrays, path.with_suffix(".safetensors"))
-    path.write_text(json.dumps(subtypes_to_json(tables), indent=1) + "\n", encoding="utf-8")
+    write_whole(path.with_suffix(".safetensors"), save(arrays))
+    write_whole(path, (json.dumps(subtypes_to_json(tables), indent=1) + "\n").encode())
 
 
 def load_subtypes(path: Path) -> SubtypeTables:

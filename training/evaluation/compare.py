@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from inference.errors import ExitStatus, FolderError, UsageError
+from inference.console import say
+from inference.errors import ExitStatus, UsageError
+from inference.files import prepare_folder, whole_file
 from training.evaluation.systems import RANKED_METRICS, Difference, Systems, differences, load_systems
 from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
 
@@ -92,11 +93,9 @@ def plot(systems: Systems, path: Path) -> None:
     panels = figure.subplots(rows, columns, squeeze=False)
     for (m, r), panel in np.ndenumerate(panels):
         _panel(panel, systems, r, m)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", dpi=150)
-    except OSError as error:
-        raise FolderError(f"cannot write {path}: {error.strerror}") from error
+    prepare_folder(path.parent)
+    with whole_file(path) as unfinished:
+        figure.savefig(unfinished, format="png", dpi=150)
 
 
 def _panel(panel: Axes, systems: Systems, region: int, metric: int) -> None:
@@ -145,5 +144,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.plot is not None:
         plot(systems, arguments.plot)
     if not tables:
-        sys.stdout.write(report(systems, tests))
+        say(report(systems, tests))
     return ExitStatus.OK

@@ -7,7 +7,6 @@ import json
 import logging
 import multiprocessing
 import statistics
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, get_args
 
+from inference.console import say
 from inference.errors import CaseError, ExitStatus, UsageError
 from training.evaluation.files import check_geometry, find_label_maps, read_label_map, unmatched
 from training.evaluation.lesionwise import RegionScore, Version, score_case, score_missing
@@ -191,5 +191,5 @@ def run(arguments: argparse.Namespace) -> int:
     if table is not None:
         write_text(table, evaluation.as_table(table.suffix))
     if output is None and table is None:
-        sys.stdout.write(evaluation.overview())
+        say(evaluation.overview())
     return ExitStatus.CASE_FAILED if evaluation.failed else ExitStatus.OK

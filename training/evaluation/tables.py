@@ -7,7 +7,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-from inference.errors import FolderError, UsageError
+from inference.errors import UsageError
+from inference.files import prepare_folder, write_whole
+from inference.text import csv_cell, printable
 
 Cell = str | int | float
 Row = Sequence[Cell]
@@ -24,27 +26,25 @@ def check_table(path: Path) -> Path:
 
 
 def markdown(header: Row, rows: Sequence[Row], digits: int = 4) -> str:
-    """A Markdown table; fractional numbers with `digits` digits."""
+    """A Markdown table; fractional numbers with `digits` digits, text without control characters."""
     lines = [[_rounded(cell, digits) for cell in row] for row in (header, *rows)]
     ruler = ["---" if column == 0 else "---:" for column in range(len(header))]
     return "".join(f"| {' | '.join(line)} |\n" for line in (lines[0], ruler, *lines[1:]))
 
 
 def comma_separated(header: Row, rows: Sequence[Row]) -> str:
-    """A CSV table with numbers in full."""
+    """A CSV table with numbers in full, and text that no spreadsheet takes for a formula."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows((header, *rows))
+    safe = [[csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in (header, *rows)]
+    csv.writer(text, lineterminator="\n").writerows(safe)
     return text.getvalue()
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, making its folder; FolderError where that fails."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise FolderError(f"cannot write {path}: {error.strerror}") from error
+    """Write a text file whole, making its folder; FolderError where that fails."""
+    prepare_folder(path.parent)
+    write_whole(path, text.encode())
 
 
 def _rounded(cell: Cell, digits: int) -> str:
-    return f"{cell:.{digits}f}" if isinstance(cell, float) else str(cell).replace("|", "\\|")
+    return f"{cell:.{digits}f}" if isinstance(cell, float) else printable(str(cell)).replace("|", "\\|")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.store import Model
 from inference.errors import UsageError
+from inference.files import whole_file
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
@@ -145,6 +146,5 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
         data, _ = load_case(entry, config)
         regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial.npz")
-        np.savez_compressed(partial, probabilities=regions.array.astype(np.float16))
-        partial.rename(target)
+        with whole_file(target) as unfinished:
+            np.savez_compressed(unfinished, probabilities=regions.array.astype(np.float16))

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.tables import Thresholds, ThresholdTables, thresholds_to_json
 from inference.errors import UsageError
+from inference.files import write_whole
 from inference.labels import REGIONS, TUMOUR_LABELS, labels_from_regions, region_mask
 from inference.refine.components import connected_components
 from inference.refine.postprocess import relabel_by_ratio, remove_components
@@ -399,8 +400,8 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
             for fold, selection in tuned.by_fold.items()
         },
     }
-    (work / "tuning.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (work / "scores.json").write_text(json.dumps(scores, indent=1) + "\n", encoding="utf-8")
+    for name, table in (("tuning", content), ("scores", scores)):
+        write_whole(work / f"{name}.json", (json.dumps(table, indent=1) + "\n").encode())
 
 
 def tables_of(choice: Choice, clusters: int) -> ThresholdTables:

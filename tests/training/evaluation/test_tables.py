@@ -33,5 +33,14 @@ def test_the_ending_names_the_format(tmp_path):
 def test_text_is_written_into_new_folders_or_refused_by_name(tmp_path):
     write_text(tmp_path / "new" / "a.md", "ü")
     assert (tmp_path / "new" / "a.md").read_text(encoding="utf-8") == "ü"
-    with pytest.raises(FolderError, match=r"cannot write .*a\.md/b\.md"):
+    with pytest.raises(FolderError, match=r"a\.md: cannot be written to \(it is a file"):
         write_text(tmp_path / "new" / "a.md" / "b.md", "")
+
+
+def test_text_from_outside_commands_neither_terminal_nor_spreadsheet():
+    rows = [("=1+1", 1.0, 0), ("\x1b[31mred", -1.0, 0)]
+    assert "| \\x1b[31mred |" in markdown(HEADER, rows)
+    assert list(csv.reader(io.StringIO(comma_separated(HEADER, rows))))[1:] == [
+        ["'=1+1", "1.0", "0"],
+        ["\\x1b[31mred", "-1.0", "0"],
+    ]
