@@ -23,8 +23,8 @@ def render(template: str, **values: object) -> str:
 
 
 def markdown_text(value: object) -> str:
-    """A value as plain text in Markdown, in a table too: on one line, with no markup of its own."""
-    return re.sub(r"([\\`*_\[\]<>|])", r"\\\1", " ".join(str(value).split()))
+    """A value as text on one line of Markdown, in a table too: no HTML, link, code or cell of its own."""
+    return re.sub(r"([\\`\[<|])", r"\\\1", " ".join(str(value).split()))
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from typing import Final
 
 from inference.bundle.manifest import Manifest
 from inference.labels import REGIONS
+from inference.templates import markdown_text, render
 
 _METRICS: Final = {"dice": "Dice", "lesionwise_dice_2023": "2023", "lesionwise_dice_2024": "2024"}
 """Scores that the table shows of a region, and what they are called there."""
@@ -15,31 +16,14 @@ _COUNT: Final = "cases_with_region"
 
 def model_card(manifest: Manifest, digest: str) -> str:
     """The card of a bundle whose manifest has this SHA-256, as Markdown."""
-    return "\n".join(_lines(manifest, digest)) + "\n"
-
-
-def _lines(manifest: Manifest, digest: str) -> Iterator[str]:
-    provenance = manifest.provenance
-    yield f"# Model card: {manifest.name} {manifest.version}"
-    yield f"\nMade {manifest.created} by revision `{provenance.code_revision}` of the code; SHA-256 of the manifest"
-    yield f"`{digest}`. This page is what `python -m inference info --card` prints."
-    for title, text in (
-        ("Intended use", manifest.intended_use),
-        ("Limits", manifest.limits),
-        ("Licence of the weights", manifest.licence),
-    ):
-        yield f"\n## {title}\n\n{text}"
-    yield "\n## Networks\n\n| model | architecture | networks | outputs | share of the ensemble |"
-    yield "|---|---|---:|---|---:|"
-    for model in manifest.models:
-        yield f"| {model.name} | {model.architecture} | {len(model.folds)} | {model.heads} | {model.weight:.4f} |"
-    yield "\n## Training data\n\n| collection | cases | used for |\n|---|---:|---|"
-    for data in provenance.data_sets:
-        yield f"| {data.name} | {data.cases} | {data.use} |"
-    yield f"\nStarted from: {', '.join(provenance.ancestry) or 'nothing, all weights were trained from scratch'}."
-    libraries = ", ".join(f"{name} {version}" for name, version in provenance.libraries.items())
-    yield f"Libraries: {libraries}.\n\n## Scores\n\ndocs/numbers.md says what they mean.\n"
-    yield from score_lines(manifest.scores)
+    return render(
+        "inference.bundle/card.md.jinja",
+        manifest=manifest,
+        provenance=manifest.provenance,
+        digest=digest,
+        table=list(score_table(manifest.scores)),
+        others=list(leaves(_without_regions(manifest.scores))),
+    )
 
 
 def score_lines(scores: Mapping[str, object]) -> Iterator[str]:
@@ -61,7 +45,8 @@ def score_table(scores: Mapping[str, object]) -> Iterator[str]:
     yield f"| system | {' | '.join(heads)} |"
     yield "|---" * (1 + len(REGIONS)) + "|"
     for path, regions in rows:
-        yield f"| {', '.join(path[-2:])} | {' | '.join(_cell(regions.get(region)) for region in REGIONS)} |"
+        cells = " | ".join(_cell(regions.get(region)) for region in REGIONS)
+        yield f"| {markdown_text(', '.join(path[-2:]))} | {cells} |"
 
 
 def leaves(value: object, path: str = "") -> Iterator[str]:

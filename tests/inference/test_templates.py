@@ -34,7 +34,7 @@ def test_values_are_escaped_in_html(package: Path) -> None:
 def test_values_are_not_html_in_markdown(package: Path) -> None:
     (package / "card.md.jinja").write_text("{{ plain }} {{ text|md }}\n")
 
-    assert render("somewhere/card.md.jinja", plain="5 > 3", text="<b>|x") == "5 > 3 \\<b\\>\\|x\n"
+    assert render("somewhere/card.md.jinja", plain="5 > 3", text="<b>|x") == "5 > 3 \\<b>\\|x\n"
 
 
 def test_templates_include_one_another(package: Path) -> None:

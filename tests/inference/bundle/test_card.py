@@ -52,5 +52,14 @@ def test_scores_of_any_form_make_a_card(tiny_bundle: Path) -> None:
         assert "No scores per region." in model_card(replace(manifest, scores=scores), digest)
 
 
+def test_text_from_outside_is_no_markup(tiny_bundle: Path) -> None:
+    manifest, digest = read_manifest(tiny_bundle)
+    evil = "<img src=x> | cell\n# heading"
+    scores = {evil: {"WT": REGION}, "how": evil}
+    card = model_card(replace(manifest, intended_use=evil, scores=scores), digest)
+    assert card.count("\\<img src=x>") == card.count("<img src=x>") == 3
+    assert "| \\<img src=x> \\| cell # heading | 0.71" in card
+
+
 def test_leaves_say_where_they_are() -> None:
     assert list(leaves({"a": {"b": 0.123456, "c": {"d": 1}}, "e": "f"})) == ["a: b 0.1235", "a c: d 1", "e: f"]
