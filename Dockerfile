@@ -5,15 +5,13 @@
 ARG BASE_IMAGE=nvidia/cuda:12.8.1-base-ubuntu24.04
 ARG RUN_AS=10001:10001
 
-# builder: compiler, uv, an empty environment. Secrets carry what is particular to a network and stay in no layer:
+# builder: uv, an empty environment. Secrets carry what is particular to a network and stay in no layer:
 # certificates (PEM), pip.conf and uv.toml (package indexes); none is needed where PyPI is reached directly.
 FROM ${BASE_IMAGE} AS builder
 ARG UV_VERSION=0.13.9
-RUN . /etc/os-release \
-    && apt-get update -qq \
+RUN apt-get update -qq \
     && DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends \
-        ca-certificates gcc libc6-dev python3-venv \
-        $(if [ "$VERSION_CODENAME" = bookworm ]; then echo python3.11-dev; fi) > /dev/null \
+        ca-certificates python3-venv > /dev/null \
     && rm -rf /var/lib/apt/lists/*
 ENV UV_PYTHON_INSTALL_DIR=/opt/glioma/python UV_CACHE_DIR=/var/cache/uv UV_LINK_MODE=copy UV_COMPILE_BYTECODE=1 \
     PYC_INVALIDATION_MODE=UNCHECKED_HASH VIRTUAL_ENV=/opt/glioma/venv
@@ -29,7 +27,7 @@ RUN --mount=type=secret,id=certificates,target=/run/certificates.pem \
     && echo /opt/glioma/app > "$VIRTUAL_ENV/lib/python3.11/site-packages/glioma.pth"
 COPY pyproject.toml LICENSE NOTICE CITATION.cff /opt/glioma/app/
 
-# The locks name every file by its hash; pyradiomics alone is compiled, as pyproject.toml says.
+# The locks name every file by its hash; nothing is compiled.
 FROM builder AS builder-cpu
 COPY locks/cpu.txt /opt/glioma/app/locks/
 RUN --mount=type=secret,id=certificates,target=/run/certificates.pem \
