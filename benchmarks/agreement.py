@@ -34,6 +34,7 @@ from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import predict
 from inference.settings import EMBEDDED, PROFILES
 from training.data.datasets import labels_of, read_folds
+from training.evaluation import overlap
 from training.evaluation.tables import Row, markdown
 
 _LOG: Final = logging.getLogger(__name__)
@@ -60,9 +61,7 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def dice(reference: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float:
     """Dice of a mask with a reference; NaN where the reference is empty."""
-    if not reference.any():
-        return nan
-    return float(2 * np.count_nonzero(reference & mask) / (np.count_nonzero(reference) + np.count_nonzero(mask)))
+    return overlap.dice(reference, mask) if reference.any() else nan
 
 
 def judge(case: Case, labels: Path, bundle: Bundle, engine: Engine, profile: str) -> Judged:
@@ -71,9 +70,9 @@ def judge(case: Case, labels: Path, bundle: Bundle, engine: Engine, profile: str
     reference, _ = read_labels(labels)
     regions = predict(scan.data, scan.spacing, bundle, engine, choose_profile(profile, engine), compare_at=thresholds)
     assert regions.agreement is not None, "it was asked for"
-    overlap = regions.agreement.overlap
+    agreement = regions.agreement.overlap
     return {
-        region: (overlap[region], dice(region_mask(reference, region), probability > threshold))
+        region: (agreement[region], dice(region_mask(reference, region), probability > threshold))
         for region, probability, threshold in zip(REGIONS, regions.array, thresholds, strict=True)
     }
 

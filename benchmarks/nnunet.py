@@ -24,6 +24,7 @@ from inference.predict.networks import build_network, load_weights
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from inference.predict.tiling import MIRRORINGS, windows
 from inference.settings import Profile
+from training.evaluation.overlap import dice
 
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
@@ -79,7 +80,7 @@ def compare(
         "nnunet": cost(nnunet_took),
         "ratio": round(nnunet_took.wall / ours_took.wall, 2),
         "processor_ratio": round(nnunet_took.processor / ours_took.processor, 2),
-        "dice": {region: round(_dice(one, other), 5) for region, one, other in masks},
+        "dice": {region: round(dice(one, other), 5) for region, one, other in masks},
         "largest_difference": round(float(np.abs(ours - theirs).max()), 4),
     }
 
@@ -143,12 +144,6 @@ def _predictor(model: Model, device: str, *, mirrored: bool) -> nnUNetPredictor:
         (0, 1, 2),
     )
     return predictor
-
-
-def _dice(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
-    """Dice of two masks; 1 where both are empty."""
-    voxels = int(one.sum() + other.sum())
-    return 2 * int((one & other).sum()) / voxels if voxels else 1.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 
 from benchmarks.measuring import tell
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.labels import REGIONS, region_mask
 from training.evaluation.files import check_geometry, find_label_maps, read_label_map
+from training.evaluation.overlap import dice
 
 _ALGORITHM: Final = "BraTS24_1"
 """The ranked system's name in the `brats` package, among those for African scans."""
@@ -76,14 +76,8 @@ def compare(theirs: Path, ours: Path) -> dict[str, dict[str, float]]:
         check_geometry(one, other, case)
         masks = {region: [region_mask(side.labels, region) for side in (one, other)] for region in REGIONS}
         found[case] = {"differing_voxels": int(np.count_nonzero(one.labels != other.labels))}
-        found[case] |= {f"dice_{region}": _dice(*pair) for region, pair in masks.items()}
+        found[case] |= {f"dice_{region}": round(dice(*pair), 6) for region, pair in masks.items()}
     return found
-
-
-def _dice(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
-    """Dice of two masks; 1 where both are empty."""
-    total = np.count_nonzero(first) + np.count_nonzero(second)
-    return round(2 * np.count_nonzero(first & second) / total, 6) if total else 1.0
 
 
 _System = Callable[[Path, Path], None]

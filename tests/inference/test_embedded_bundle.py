@@ -16,6 +16,7 @@ from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
 from inference.settings import Profile
+from training.evaluation import overlap
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_half_precision_changes_next_to_nothing(bundle):
 def dice(first, second):
     masks = [[region_mask(labels_from_regions(array), region) for array in (first, second)] for region in REGIONS]
     return {
-        region: 2 * np.count_nonzero(a & b) / max(1, np.count_nonzero(a) + np.count_nonzero(b))
+        region: overlap.dice(a, b)
         for region, (a, b) in zip(REGIONS, masks, strict=True)
     }
 

@@ -25,6 +25,7 @@ from scipy.ndimage import gaussian_filter
 from inference.bundle.store import load_bundle
 from inference.cli import main as infer
 from inference.labels import REGIONS, SEQUENCES, Label, region_mask
+from training.evaluation.overlap import dice
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3000)]
 
@@ -244,10 +245,6 @@ def ours(into: Path, case: str) -> tuple[np.ndarray, np.ndarray]:
     labels = canonical(nibabel.load(into / "labels" / f"{case}.nii.gz")).astype(np.uint8)
     probabilities = canonical(nibabel.load(into / "probabilities" / f"{case}_probabilities.nii.gz"))
     return labels, np.moveaxis(probabilities, -1, 0)
-
-
-def dice(first: np.ndarray, second: np.ndarray) -> float:
-    return float(2 * np.count_nonzero(first & second) / (np.count_nonzero(first) + np.count_nonzero(second)))
 
 
 def check_says_something(labels: np.ndarray) -> None:

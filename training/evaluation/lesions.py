@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
+
+from inference.refine.components import connected_components
 
 Mask = NDArray[np.bool_]
 Numbers = NDArray[np.intp]
@@ -68,7 +69,7 @@ class Lesions:
 
 def plain_lesions(mask: Mask) -> Lesions:
     """Lesions of a mask (X, Y, Z): its 26-connected components."""
-    return Lesions.of(mask, _components(mask))
+    return Lesions.of(mask, connected_components(mask))
 
 
 def merged_lesions(mask: Mask) -> Lesions:
@@ -77,7 +78,7 @@ def merged_lesions(mask: Mask) -> Lesions:
     Their zones are the dilated lesions: every voxel's dilation is connected, so that the components of a dilated mask
     are its dilated lesions, and no two of them overlap.
     """
-    return Lesions.of(mask, _components(dilate(mask)))
+    return Lesions.of(mask, connected_components(dilate(mask)))
 
 
 def without_small(lesions: Lesions) -> Lesions:
@@ -132,15 +133,6 @@ def _widened(flat: Mask, step: int) -> Mask:
     np.bitwise_or(flat[:-step], flat[step:], out=wide[:-step])
     wide[step:] |= flat[:-step]
     return wide
-
-
-def _components(mask: Mask) -> NDArray[np.uint32]:
-    """The 26-connected components of a mask (X, Y, Z), numbered from 1."""
-    # In memory order, which is why the copy matters.
-    numbered: NDArray[np.uint32] = cc3d.connected_components(
-        np.ascontiguousarray(mask), connectivity=26, out_dtype=np.uint32
-    )
-    return numbered
 
 
 def _touching(first: Lesions, second: Lesions) -> list[tuple[int, int]]:

@@ -37,6 +37,7 @@ from training.evaluation.lesions import (
     plain_lesions,
     without_small,
 )
+from training.evaluation.overlap import dice_of_sizes
 from training.evaluation.surfaces import Spacing, bounding_box, hausdorff95, surface_dice
 
 Version = Literal[2023, 2024]
@@ -232,7 +233,7 @@ def _score_region(
     found = sum(met.size > 0 for _, met in scored)
     false = int(np.count_nonzero(predicted_sizes)) - np.unique(matched.meets.indices).size
     dices = [
-        _dice(matched.shared[[lesion]][:, met].sum(), sizes[lesion], predicted_sizes[met].sum())
+        dice_of_sizes(matched.shared[[lesion]][:, met].sum(), sizes[lesion], predicted_sizes[met].sum())
         for lesion, met in scored
     ]
     voxels = _voxel_rates(matched.masks, volume)
@@ -241,7 +242,7 @@ def _score_region(
     return RegionScore(
         lesionwise_dice=_mean(dices, false, 0.0, nothing=1.0),
         lesionwise_hd95=surfaces.lesionwise_hd95,
-        dice=_dice(matched.shared.sum(), sizes.sum(), predicted_sizes.sum()),
+        dice=dice_of_sizes(matched.shared.sum(), sizes.sum(), predicted_sizes.sum()),
         hd95=surfaces.hd95,
         sensitivity=official[0],
         specificity=official[1],
@@ -256,10 +257,6 @@ def _score_region(
         lesionwise_nsd_10=surfaces.lesionwise_nsd[1],
         reference_volume=float(sizes.sum()) * voxel,
     )
-
-
-def _dice(shared: int, reference: int, prediction: int) -> float:
-    return float(2 * shared / (reference + prediction)) if reference + prediction else 1.0
 
 
 def _mean(values: list[float], false: int, penalty: float, nothing: float) -> float:
