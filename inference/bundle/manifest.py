@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final, Literal
 
-from inference.bundle.fields import JSON_LIMIT, Fields, parse_json, wrong
+from msgspec import Meta
+
 from inference.errors import BundleError
 from inference.labels import REGIONS, SEQUENCES, Label
+from inference.schema import SIZE_LIMIT, Count, Mismatch, Name, Text, convert, mismatch, one_of, parse_json
 
 MANIFEST: Final = "manifest.json"
 """Name of the manifest's file."""
@@ -40,7 +42,6 @@ LABEL_RULE: Final[Mapping[str, object]] = {
 }
 """The rule from regions to labels (:func:`inference.labels.labels_from_regions`); this program knows no other."""
 
-_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 _BLANK = b"0" * 64
 
@@ -49,11 +50,11 @@ _BLANK = b"0" * 64
 class DataSet:
     """One collection of cases that the bundle learnt from."""
 
-    name: str
+    name: Text
     """Its name and release."""
-    cases: int
+    cases: Count
     """How many of its cases were used."""
-    use: str
+    use: Text
     """What they were used for."""
 
 
@@ -65,11 +66,11 @@ class Provenance:
     """Everything that any of its parts was fitted on."""
     config: Mapping[str, object]
     """The configuration that made it, as free JSON."""
-    code_revision: str
+    code_revision: Text
     """Revision of the code that made it."""
-    libraries: Mapping[str, str]
+    libraries: Mapping[str, Text]
     """Versions of the libraries that made it."""
-    ancestry: tuple[str, ...]
+    ancestry: tuple[Text, ...]
     """Bundles and checkpoints that its weights started from, oldest first; empty if from scratch."""
 
 
@@ -77,29 +78,29 @@ class Provenance:
 class ModelEntry:
     """One model: networks of one architecture, one per fold."""
 
-    name: str
+    name: Name
     """Name of its folder in the bundle."""
-    architecture: str
-    """One of :data:`FAMILIES`; the details are in the plans."""
-    heads: str
-    """One of :data:`HEADS`."""
-    format: str
-    """One of :data:`FORMATS`."""
-    folds: tuple[int, ...]
+    architecture: Annotated[str, one_of(FAMILIES)]
+    """Its family; the details are in the plans."""
+    heads: Annotated[str, one_of(HEADS)]
+    """Its output channels."""
+    format: Annotated[str, one_of(FORMATS)]
+    """How its networks are stored."""
+    folds: tuple[Count, ...]
     """Folds that have a network."""
-    weight: float
+    weight: Annotated[float, Meta(gt=0, le=1, description="a number above 0 and up to 1")]
     """Its share of the ensemble; positive, and the shares of all models add up to 1."""
-    averaging: str = "logits"
-    """One of :data:`AVERAGES`; bundles of before 0.4 do not say, and mean logits."""
+    averaging: Annotated[str, one_of(AVERAGES)] = "logits"
+    """As what tiles are averaged; bundles of before 0.4 do not say, and mean logits."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """What a file of the bundle must be."""
 
-    sha256: str
+    sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
     """SHA-256 of its bytes, in hexadecimal."""
-    size: int
+    size: Count
     """Its length in bytes."""
 
 
@@ -107,25 +108,25 @@ class FileEntry:
 class Manifest:
     """All of `manifest.json` but its seal; the fields are its keys."""
 
-    schema: int
+    schema: Literal[1]
     """Always :data:`SCHEMA`."""
-    name: str
+    name: Name
     """Short name of the bundle."""
-    version: str
+    version: Name
     """Version of the bundle."""
-    created: str
+    created: Text
     """When it was frozen, ISO 8601 with time zone."""
-    intended_use: str
+    intended_use: Text
     """What it is for."""
-    limits: str
+    limits: Text
     """What it is not for, and where it is known to fail."""
-    licence: str
+    licence: Text
     """Licence of the weights, which is not that of the code."""
     provenance: Provenance
     """Where it comes from."""
-    orientation: str
-    """One of :data:`ORIENTATIONS`: that of the arrays that all its networks see."""
-    axes: str
+    orientation: Annotated[str, one_of(ORIENTATIONS)]
+    """That of the arrays that all its networks see."""
+    axes: Literal["zyx"]
     """Always :data:`AXES`."""
     sequences: tuple[str, ...]
     """Order of the networks' input channels, always :data:`inference.labels.SEQUENCES`."""
@@ -137,8 +138,8 @@ class Manifest:
     """Every other file of the bundle, by its path with forward slashes."""
     scores: Mapping[str, object]
     """How good it is, as free JSON."""
-    decision: str = "regions"
-    """One of :data:`DECISIONS`; bundles of before 0.4 do not say, and mean region thresholds."""
+    decision: Annotated[str, one_of(DECISIONS)] = "regions"
+    """How labels are decided; bundles of before 0.4 do not say, and mean region thresholds."""
 
 
 def network_files(model: ModelEntry, fold: int) -> tuple[str, ...]:
@@ -161,112 +162,61 @@ def _check_file_list(files: Mapping[str, FileEntry], models: tuple[ModelEntry, .
         if any(name in files for name in pair):
             needed |= set(pair)
     for name in sorted(needed - set(files)):
-        raise wrong(MANIFEST, f"files.{name}", None, "its hash and size")
+        raise Mismatch(f"files.{name}", None, "its hash and size")
     for name in sorted(set(files) - needed - set(_ALONE)):
-        raise BundleError(f"{MANIFEST}: files.{name}: found a file that is no part of a bundle of these models")
+        raise Mismatch(f"files.{name}", "a file that nothing reads", "only files of these models")
 
 
-def _read_provenance(fields: Fields) -> Provenance:
-    data_sets = []
-    for entry in fields.list_of_fields("data_sets"):
-        data_sets.append(DataSet(entry.text("name"), entry.count("cases"), entry.text("use")))
-        entry.close()
-    libraries = fields.fields("libraries")
-    provenance = Provenance(
-        data_sets=tuple(data_sets),
-        config=fields.free("config"),
-        code_revision=fields.text("code_revision"),
-        libraries={name: libraries.text(name) for name in libraries.names()},
-        ancestry=fields.texts("ancestry"),
-    )
-    fields.close()
-    return provenance
-
-
-def _read_models(fields: Fields) -> tuple[ModelEntry, ...]:
-    models = []
-    for entry in fields.list_of_fields("models"):
-        weight = entry.number("weight", 0, 1)
-        if weight == 0:
-            raise entry.wrong("weight", "a number above 0")
-        model = ModelEntry(
-            name=entry.text("name", _NAME, "letters, digits, '.', '_' and '-'"),
-            architecture=entry.choice("architecture", FAMILIES),
-            heads=entry.choice("heads", HEADS),
-            format=entry.choice("format", FORMATS),
-            folds=entry.counts("folds"),
-            weight=weight,
-            averaging=entry.choice("averaging", AVERAGES) if "averaging" in entry.names() else "logits",
-        )
-        entry.close()
-        models.append(model)
-    if not models or len({model.name.casefold() for model in models}) != len(models):
-        raise wrong(MANIFEST, "models", [model.name for model in models], "one or more models of different names")
-    if abs(sum(model.weight for model in models) - 1) > 1e-3:
-        raise wrong(MANIFEST, "models", [model.weight for model in models], "weights that add up to 1")
-    return tuple(models)
-
-
-def _read_files(fields: Fields) -> dict[str, FileEntry]:
-    files = {}
-    for name in fields.names():
-        entry = fields.fields(name)
-        files[name] = FileEntry(entry.text("sha256", "[0-9a-f]{64}", "64 hexadecimal digits"), entry.count("size"))
-        entry.close()
-    return files
-
-
-def _read_created(fields: Fields) -> str:
-    created = fields.text("created")
+def _check(manifest: Manifest) -> None:
+    """Refuse what the types cannot say (Mismatch)."""
     try:
-        zone = datetime.fromisoformat(created).tzinfo
+        zone = datetime.fromisoformat(manifest.created).tzinfo
     except ValueError:
         zone = None
     if zone is None:
-        raise fields.wrong("created", "a date and time with time zone (ISO 8601)")
-    return created
+        raise Mismatch("created", manifest.created, "a date and time with time zone (ISO 8601)")
+    if manifest.sequences != SEQUENCES:
+        raise Mismatch("sequences", list(manifest.sequences), ", ".join(SEQUENCES))
+    if manifest.labels_from_regions != LABEL_RULE:
+        raise Mismatch("labels_from_regions", manifest.labels_from_regions, json.dumps(LABEL_RULE))
+    for index, model in enumerate(manifest.models):
+        if not model.folds or len(set(model.folds)) != len(model.folds):
+            found = list(model.folds)
+            raise Mismatch(f"models[{index}].folds", found, "a list of different whole numbers of at least 0")
+    names, weights = [model.name for model in manifest.models], [model.weight for model in manifest.models]
+    if not names or len({name.casefold() for name in names}) != len(names):
+        raise Mismatch("models", names, "one or more models of different names")
+    if abs(sum(weights) - 1) > 1e-3:  # weights may be rounded to a few digits
+        raise Mismatch("models", weights, "weights that add up to 1")
+    if manifest.decision == "argmax" and any(model.heads != "labels" for model in manifest.models):
+        raise Mismatch("decision", manifest.decision, "regions, since not all models have label heads")
+    _check_file_list(manifest.files, manifest.models)
 
 
-def _check_schema(fields: Fields) -> None:
+def _check_schema(value: Mapping[str, object]) -> None:
     """Checked before anything else, since every other key depends on it."""
-    schema = fields.count("schema")
+    schema = value.get("schema")
+    if type(schema) is not int:
+        raise mismatch(MANIFEST, "schema", schema, "a whole number", BundleError)
     if schema > SCHEMA:
         raise BundleError(
             f"{MANIFEST}: schema: found {schema}, expected {SCHEMA}: made by a newer version, update this one"
         )
-    fields.fixed("schema", SCHEMA)
+    if schema != SCHEMA:
+        raise mismatch(MANIFEST, "schema", schema, str(SCHEMA), BundleError)
 
 
-def parse_manifest(value: object) -> Manifest:
+def parse_manifest(value: Mapping[str, object]) -> Manifest:
     """The manifest in a JSON value, every key checked; BundleError names the first that is off."""
-    fields = Fields(value, MANIFEST)
-    _check_schema(fields)
-    fields.value("seal")
-    fields.fixed("axes", AXES)
-    fields.fixed("sequences", list(SEQUENCES))
-    fields.fixed("labels_from_regions", dict(LABEL_RULE))
-    manifest = Manifest(
-        schema=SCHEMA,
-        name=fields.text("name", _NAME, "letters, digits, '.', '_' and '-'"),
-        version=fields.text("version", _NAME, "letters, digits, '.', '_' and '-'"),
-        created=_read_created(fields),
-        intended_use=fields.text("intended_use"),
-        limits=fields.text("limits"),
-        licence=fields.text("licence"),
-        provenance=_read_provenance(fields.fields("provenance")),
-        orientation=fields.choice("orientation", ORIENTATIONS),
-        axes=AXES,
-        sequences=SEQUENCES,
-        labels_from_regions=LABEL_RULE,
-        models=_read_models(fields),
-        files=_read_files(fields.fields("files")),
-        scores=fields.free("scores"),
-        decision=fields.choice("decision", DECISIONS) if "decision" in fields.names() else "regions",
-    )
-    fields.close()
-    if manifest.decision == "argmax" and any(model.heads != "labels" for model in manifest.models):
-        raise wrong(MANIFEST, "decision", manifest.decision, "regions, since not all models have label heads")
-    _check_file_list(manifest.files, manifest.models)
+    _check_schema(value)
+    if "seal" not in value:
+        raise mismatch(MANIFEST, "seal", None, "64 hexadecimal digits", BundleError)
+    unsealed = {key: entry for key, entry in value.items() if key != "seal"}
+    manifest = convert(unsealed, Manifest, BundleError, MANIFEST)
+    try:
+        _check(manifest)
+    except Mismatch as problem:
+        raise mismatch(MANIFEST, problem.key, problem.found, problem.expected, BundleError) from None
     return manifest
 
 
@@ -295,17 +245,17 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
             raise BundleError(f"{bundle}: no bundle here: the folder does not exist")
         if path.is_symlink() or not path.is_file():
             raise BundleError(f"{bundle}: no bundle here: {MANIFEST} is missing or not a plain file")
-        if path.stat().st_size > JSON_LIMIT:
-            raise BundleError(f"{MANIFEST}: found {path.stat().st_size} bytes, expected at most {JSON_LIMIT}")
+        if path.stat().st_size > SIZE_LIMIT:
+            raise BundleError(f"{MANIFEST}: found {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}")
         raw = path.read_bytes()
     except OSError as error:
         raise BundleError(f"{bundle}: the bundle cannot be read ({error.strerror or error})") from error
-    value = parse_json(raw, MANIFEST)
+    value = parse_json(raw, dict[str, object], BundleError, MANIFEST)
     # Asked first, so that a bundle of another schema is told so even if it is sealed otherwise.
-    _check_schema(Fields(value, MANIFEST))
+    _check_schema(value)
     seal = _SEAL.search(raw)
     if seal is None:
-        raise wrong(MANIFEST, "seal", None, "64 hexadecimal digits")
+        raise mismatch(MANIFEST, "seal", None, "64 hexadecimal digits", BundleError)
     unsealed = raw[: seal.start(1)] + _BLANK + raw[seal.end(1) :]
     if hashlib.sha256(unsealed).hexdigest().encode() != seal[1]:
         raise BundleError(f"{MANIFEST}: seal: the file is not as it was written (altered or damaged)")

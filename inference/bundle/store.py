@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import tempfile
@@ -13,10 +12,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.bundle.fields import read_json, wrong
 from inference.bundle.manifest import (
     AXES,
     LABEL_RULE,
@@ -42,6 +41,7 @@ from inference.bundle.tables import (
 )
 from inference.errors import BundleError
 from inference.labels import SEQUENCES
+from inference.schema import convert, mismatch, read_json, to_json
 
 
 class _Stored(TypedDict):
@@ -150,7 +150,7 @@ def read_tensors(path: Path, file: str) -> dict[str, FloatArray]:
         elif dtype in _DTYPES:
             arrays[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
         else:
-            raise wrong(file, name, dtype, "F16, BF16, F32 or F64")
+            raise mismatch(file, name, dtype, "F16, BF16, F32 or F64", BundleError)
     return arrays
 
 
@@ -201,22 +201,28 @@ def _sha256(path: Path, name: str) -> str:
         raise BundleError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
+class _Configuration(msgspec.Struct):
+    architecture: dict[str, object]
+
+
+class _Configurations(msgspec.Struct):
+    fullres: _Configuration = msgspec.field(name="3d_fullres")
+
+
+class _Plans(msgspec.Struct):
+    """nnU-Net's plans, as far as a bundle relies on them."""
+
+    configurations: _Configurations
+
+
 def _load_model(folder: Path, entry: ModelEntry) -> Model:
     file = f"{entry.name}/plans.json"
-    plans = read_json(folder / file, file)
-    section: object = plans
-    keys = ("configurations", "3d_fullres", "architecture")
-    for depth, key in enumerate(keys):
-        section = section.get(key) if isinstance(section, dict) else None
-        if not isinstance(section, dict):
-            raise wrong(file, ".".join(keys[: depth + 1]), section, "an object")
-    assert isinstance(plans, dict)
-    assert isinstance(section, dict)
-    family = str(section.get("network_class_name", "")).rpartition(".")[2]
-    if family != entry.architecture:
-        raise wrong(
-            file, ".".join((*keys, "network_class_name")), section.get("network_class_name"), entry.architecture
-        )
+    plans = read_json(folder / file, dict[str, object], BundleError, file)
+    section = convert(plans, _Plans, BundleError, file).configurations.fullres.architecture
+    found = section.get("network_class_name")
+    if str(found).rpartition(".")[2] != entry.architecture:
+        key = "configurations.3d_fullres.architecture.network_class_name"
+        raise mismatch(file, key, found, entry.architecture, BundleError)
     return Model(
         name=entry.name,
         plans=plans,
@@ -234,7 +240,9 @@ def _load_subtypes(folder: Path, manifest: Manifest, stem: str) -> SubtypeTables
     if f"{stem}.json" not in manifest.files:
         return None
     arrays = read_tensors(folder / f"{stem}.safetensors", f"{stem}.safetensors")
-    return parse_subtypes(read_json(folder / f"{stem}.json", f"{stem}.json"), arrays, f"{stem}.json")
+    return parse_subtypes(
+        read_json(folder / f"{stem}.json", dict[str, object], BundleError, f"{stem}.json"), arrays, f"{stem}.json"
+    )
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -255,7 +263,9 @@ def load_bundle(path: Path) -> Bundle:
         manifest=manifest,
         digest=digest,
         models=tuple(_load_model(path, entry) for entry in manifest.models),
-        thresholds=parse_thresholds(read_json(path / file, file), file, subtypes.clusters if subtypes else None),
+        thresholds=parse_thresholds(
+            read_json(path / file, dict[str, object], BundleError, file), file, subtypes.clusters if subtypes else None
+        ),
         subtypes=subtypes,
     )
 
@@ -313,9 +323,9 @@ class NewBundle:
 def contents_of(bundle: Bundle) -> NewBundle:
     """All that a bundle is made of, so that one like it can be written; its creation date is left open."""
     folder, manifest = bundle.path, bundle.manifest
-    folds = read_json(folder / "folds.json", "folds.json") if "folds.json" in manifest.files else None
-    if folds is not None and not isinstance(folds, dict):
-        raise wrong("folds.json", "", folds, "an object")
+    folds = None
+    if "folds.json" in manifest.files:
+        folds = read_json(folder / "folds.json", dict[str, object], BundleError, "folds.json")
     return NewBundle(
         name=manifest.name,
         version=manifest.version,
@@ -419,16 +429,16 @@ def _write_contents(folder: Path, new: NewBundle) -> None:
                 f"{model.entry.name}: found networks of folds {sorted(model.networks)}, expected those listed"
             )
         (folder / model.entry.name).mkdir()
-        _write_json(folder / model.entry.name / "plans.json", model.plans)
+        (folder / model.entry.name / "plans.json").write_bytes(to_json(model.plans))
         for fold, network in model.networks.items():
             _write_network(folder, model.entry, fold, network, "half_precision" in new.scores)
-    _write_json(folder / "thresholds.json", thresholds_to_json(new.thresholds))
+    (folder / "thresholds.json").write_bytes(to_json(thresholds_to_json(new.thresholds)))
     for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
         if tables is not None:
-            _write_json(folder / f"{stem}.json", subtypes_to_json(tables))
+            (folder / f"{stem}.json").write_bytes(to_json(subtypes_to_json(tables)))
             _write_tensors(folder / f"{stem}.safetensors", tables.arrays)
     if new.folds is not None:
-        _write_json(folder / "folds.json", new.folds)
+        (folder / "folds.json").write_bytes(to_json(new.folds))
     for name, text in new.texts.items():
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -446,10 +456,6 @@ def _write_network(
             f"{entry.name}: fold {fold} holds float16, but scores.half_precision does not say how well it agrees"
         )
     _write_tensors(folder / network_files(entry, fold)[0], network)
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, FloatArray]) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.bundle.fields import Fields, wrong
 from inference.errors import BundleError
 from inference.labels import REGIONS, TUMOUR_LABELS
+from inference.schema import Amount, Mismatch, Positive, Share, Text, convert, mismatch, one_of
 
 FloatArray = NDArray[np.float16 | np.float32 | np.float64]
 """What tensors are stored as."""
@@ -24,9 +25,9 @@ SCALINGS: Final = ("l2", "standard", "none")
 class Thresholds:
     """What refinement does to one subtype, or to all."""
 
-    smallest_component_mm3: Mapping[str, float]
+    smallest_component_mm3: Mapping[str, Amount]
     """Per label (NCR, ED, ET): components smaller than this, in mm³, become background; 0 keeps all."""
-    et_wt_ratio: float
+    et_wt_ratio: Share
     """ET becomes NCR where ET/WT is below this; 0 keeps ET."""
 
 
@@ -61,37 +62,55 @@ class SubtypeTables:
     `mean` and `scale` (features,)."""
 
 
-def _read_thresholds(fields: Fields) -> Thresholds:
-    smallest = fields.fields("smallest_component_mm3")
-    thresholds = Thresholds(
-        smallest_component_mm3={label.name: smallest.number(label.name, 0) for label in TUMOUR_LABELS},
-        et_wt_ratio=fields.number("et_wt_ratio", 0, 1),
-    )
-    smallest.close()
-    fields.close()
-    return thresholds
+class _StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
+    """`thresholds.json` as it is written."""
+
+    regions: dict[str, Share]
+    overall: Thresholds = msgspec.field(name="global")
+    subtypes: dict[int, Thresholds]
+    use: Literal["global", "subtypes"]
+
+    def __post_init__(self) -> None:
+        _check_keys("regions", self.regions, list(REGIONS))
+        parts = {"global": self.overall} | {f"subtypes.{key}": part for key, part in self.subtypes.items()}
+        for key, part in parts.items():
+            sizes = part.smallest_component_mm3
+            _check_keys(f"{key}.smallest_component_mm3", sizes, [label.name for label in TUMOUR_LABELS])
+        if self.use == "subtypes" and not self.subtypes:
+            raise Mismatch("use", self.use, "global, since no subtype has thresholds")
+
+
+class _StoredSubtypes(msgspec.Struct, forbid_unknown_fields=True):
+    """`subtypes.json` as it is written."""
+
+    features: tuple[Text, ...]
+    extraction: dict[str, object]
+    scaling: Annotated[str, one_of(SCALINGS)]
+    clusters: Positive
+
+    def __post_init__(self) -> None:
+        if len(set(self.features)) != len(self.features):
+            raise Mismatch("features", list(self.features), "a list of different texts")
+
+
+def _check_keys(key: str, values: Mapping[str, float], expected: list[str]) -> None:
+    for name in expected:
+        if name not in values:
+            raise Mismatch(f"{key}.{name}", None, "a number of at least 0")
+    if unknown := [name for name in values if name not in expected]:
+        raise Mismatch(key, unknown, f"only {', '.join(expected)}")
 
 
 def parse_thresholds(value: object, file: str, clusters: int | None) -> ThresholdTables:
     """The tables in a JSON value; `clusters` is the bundle's number of subtypes, None if it has none (BundleError)."""
-    fields = Fields(value, file)
-    regions = fields.fields("regions")
-    whole, core, enhancing = (regions.number(region, 0, 1) for region in REGIONS)
-    regions.close()
-    subtypes = fields.fields("subtypes")
-    expected = [str(cluster) for cluster in range(clusters or 0)]
-    if subtypes.names() and sorted(subtypes.names()) != sorted(expected):
-        raise wrong(file, "subtypes", list(subtypes.names()), f"the keys {expected}, or none")
-    tables = ThresholdTables(
-        regions=(whole, core, enhancing),
-        overall=_read_thresholds(fields.fields("global")),
-        subtypes={int(key): _read_thresholds(subtypes.fields(key)) for key in subtypes.names()},
-        use=fields.choice("use", ("global", "subtypes")),
-    )
-    fields.close()
-    if tables.use == "subtypes" and not tables.subtypes:
-        raise fields.wrong("use", "global, since no subtype has thresholds")
-    return tables
+    stored = convert(value, _StoredThresholds, BundleError, file)
+    expected = list(range(clusters or 0))
+    if stored.subtypes and sorted(stored.subtypes) != expected:
+        found = [str(cluster) for cluster in stored.subtypes]
+        wanted = f"the keys {[str(cluster) for cluster in expected]}, or none"
+        raise mismatch(file, "subtypes", found, wanted, BundleError)
+    whole, core, enhancing = (stored.regions[region] for region in REGIONS)
+    return ThresholdTables((whole, core, enhancing), stored.overall, stored.subtypes, stored.use)
 
 
 def thresholds_to_json(tables: ThresholdTables) -> dict[str, object]:
@@ -113,15 +132,9 @@ def thresholds_to_json(tables: ThresholdTables) -> dict[str, object]:
 
 def parse_subtypes(value: object, arrays: Mapping[str, FloatArray], file: str) -> SubtypeTables:
     """The subtype model in a JSON value and its arrays, whose shapes have to agree; `file` is named in BundleError."""
-    fields = Fields(value, file)
-    tables = SubtypeTables(
-        features=fields.texts("features", unique=True),
-        extraction=fields.free("extraction"),
-        scaling=fields.choice("scaling", SCALINGS),
-        clusters=fields.count("clusters", 1),
-        arrays={name: array.astype(np.float64) for name, array in arrays.items()},
-    )
-    fields.close()
+    stored = convert(value, _StoredSubtypes, BundleError, file)
+    arrays64 = {name: array.astype(np.float64) for name, array in arrays.items()}
+    tables = SubtypeTables(stored.features, stored.extraction, stored.scaling, stored.clusters, arrays64)
     _check_arrays(tables, file.replace(".json", ".safetensors"))
     return tables
 
@@ -137,10 +150,10 @@ def _check_arrays(tables: SubtypeTables, file: str) -> None:
     if tables.scaling == "standard":
         shapes |= {"mean": (count,), "scale": (count,)}
     if set(tables.arrays) != set(shapes):
-        raise wrong(file, "its arrays", sorted(tables.arrays), ", ".join(sorted(shapes)))
+        raise mismatch(file, "its arrays", sorted(tables.arrays), ", ".join(sorted(shapes)), BundleError)
     for name, shape in shapes.items():
         if tables.arrays[name].shape != shape:
-            raise wrong(file, name, list(tables.arrays[name].shape), f"shape {list(shape)}")
+            raise mismatch(file, name, list(tables.arrays[name].shape), f"shape {list(shape)}", BundleError)
         if not np.isfinite(tables.arrays[name]).all():
             raise BundleError(f"{file}: {name}: found numbers that are not finite")
     if "scale" in shapes and not (tables.arrays["scale"] > 0).all():

@@ -11,17 +11,19 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.boxes import Box, bounding_box
-from inference.bundle.fields import Fields, wrong
+from inference.errors import BundleError
 from inference.labels import SEQUENCES
 from inference.refine.components import largest_component
 from inference.refine.shape import shape_features
 from inference.refine.texture import intensity_features
+from inference.schema import Mismatch, Positive, convert, mismatch
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -131,32 +133,39 @@ def settings_to_json(settings: ExtractionSettings) -> dict[str, object]:
     }
 
 
+class _StoredBins(msgspec.Struct, forbid_unknown_fields=True):
+    width: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    count: Positive | None = None
+
+    def __post_init__(self) -> None:
+        if (self.width is None) == (self.count is None):
+            found = {"width": self.width, "count": self.count} if self.width else {}
+            raise Mismatch("", found, "either a width or a count")
+
+
+class _StoredSettings(msgspec.Struct, forbid_unknown_fields=True):
+    statistics: Literal["image", "brain"]
+    bins: _StoredBins
+    smallest_tumour_voxels: Positive
+
+
+class _StoredExtraction(msgspec.Struct):
+    extraction: _StoredSettings
+
+
 def parse_settings(value: object, file: str) -> ExtractionSettings:
     """The settings under the key `extraction` of a bundle's `file`; :class:`BundleError` names what is wrong."""
-    fields = Fields(value, file, "extraction")
-    bins = fields.fields("bins")
-    width = bins.number("width") if "count" not in fields.free("bins") else None
-    count = bins.count("count", 1) if width is None else None
-    if width is not None and width <= 0:
-        raise bins.wrong("width", "a number above 0")
-    bins.close()
-    settings = ExtractionSettings(
-        statistics="image" if fields.choice("statistics", ("image", "brain")) == "image" else "brain",
-        bin_width=width,
-        bin_count=count,
-        smallest_tumour_voxels=fields.count("smallest_tumour_voxels", 1),
-    )
-    fields.close()
-    return settings
+    stored = convert({"extraction": value}, _StoredExtraction, BundleError, file).extraction
+    return ExtractionSettings(stored.statistics, stored.bins.width, stored.bins.count, stored.smallest_tumour_voxels)
 
 
 def check_feature_names(names: tuple[str, ...], file: str) -> None:
     """Raise :class:`BundleError` unless a bundle's features are the ones of this module, in its order."""
     if len(names) != len(FEATURE_NAMES):
-        raise wrong(file, "features", len(names), f"{len(FEATURE_NAMES)} names")
+        raise mismatch(file, "features", len(names), f"{len(FEATURE_NAMES)} names", BundleError)
     for index, (found, expected) in enumerate(zip(names, FEATURE_NAMES, strict=True)):
         if found != expected:
-            raise wrong(file, f"features[{index}]", found, expected)
+            raise mismatch(file, f"features[{index}]", found, expected, BundleError)
 
 
 def extract_features(

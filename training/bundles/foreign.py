@@ -10,12 +10,12 @@ from typing import Final
 
 import numpy as np
 
-from inference.bundle.fields import read_json
 from inference.bundle.tables import FloatArray
 from inference.errors import BundleError, UsageError
 from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name
 from inference.predict.preprocess import plan_section
+from inference.schema import read_json
 from training.bundles.pickles import read_pickle, shown
 from training.fit.planning import CONFIGURATION
 
@@ -33,7 +33,7 @@ _LABELS: Final[Mapping[str, str]] = {
     "et": "ET", "enhancing": "ET", "enhancingtumor": "ET", "enhancingtumour": "ET", "gdenhancingtumor": "ET",
 }  # fmt: skip
 """Names of labels in small letters without signs, and the label that each means."""
-_FILE: Final = "dataset.json"
+
 _PACKAGE: Final = "dynamic_network_architectures.architectures.unet"
 _OLD_RESIDUAL: Final = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"
 """An older spelling, which nnU-Net's own conversion of old plans writes too."""
@@ -80,12 +80,7 @@ def read_conventions(path: Path) -> Conventions:
     labels differently; their order is that of the keys. Label heads go by name. Raises UsageError naming key, found and
     expected; a copy of the file with the names that are expected is a way out.
     """
-    try:
-        value = read_json(path, str(path))
-    except BundleError as error:
-        raise UsageError(str(error)) from error
-    if not isinstance(value, dict):
-        raise UsageError(f"{path}: found no object, expected nnU-Net's {_FILE}")
+    value = read_json(path, dict[str, object], UsageError)
     names, channels = _read_channels(value.get("channel_names", value.get("modality")), path)
     labels = value.get("labels")
     if not isinstance(labels, dict) or labels.get(_BACKGROUND) not in (0, [0]):
@@ -154,11 +149,10 @@ def read_foreign_plans(
     may have chosen, are those of batches. Raises UsageError for what cannot be predicted from a bundle.
     """
     try:
-        plans = read_json(path, str(path))
-        section = dict(plan_section(plans if isinstance(plans, dict) else {}, configuration))
+        plans = read_json(path, dict[str, object], BundleError)
+        section = dict(plan_section(plans, configuration))
     except BundleError as error:
         raise UsageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
-    assert isinstance(plans, dict)
     section.pop("inherits_from", None)
     reader = str(plans.get("image_reader_writer"))
     if reader.endswith("WithReorient") and orientation != "RAS":

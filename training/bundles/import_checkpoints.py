@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
-from inference.bundle.fields import read_json
 from inference.bundle.manifest import DECISIONS, ORIENTATIONS, ModelEntry, Provenance
 from inference.bundle.store import Bundle, NewBundle, NewModel, contents_of, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
@@ -18,6 +17,7 @@ from inference.errors import BundleError, ExitStatus, UsageError
 from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name
 from inference.predict.preprocess import plan_section, read_plan
+from inference.schema import read_json
 from training.bundles.checkpoints import Checkpoint, deployed_tensors, mednext_architecture, read_checkpoint
 from training.bundles.foreign import (
     Conventions,
@@ -186,7 +186,7 @@ def import_nnunet(folder: Path, folds: Sequence[str] | None, orientation: str) -
     configuration = _common_configuration(checkpoints)
     batch_norm = any(name.endswith("running_mean") for name in next(iter(checkpoints.values())).tensors)
     plans = read_foreign_plans(folder / "plans.json", configuration, conventions, orientation, batch_norm=batch_norm)
-    stored = read_json(folder / "plans.json", "plans.json")
+    stored = read_json(folder / "plans.json", dict[str, object], BundleError, "plans.json")
     for checkpoint in checkpoints.values():
         _check_training(checkpoint, stored)
     return _imported(folder, plans, conventions, checkpoints, "logits")

@@ -203,9 +203,10 @@ ACCOUNTED_FOR = {
     "__init__.py": {"getattr(segmenter, name)"},  # a public name, checked against __all__
     "predict/engines/torch_engine.py": {"network.eval()"},
     "predict/networks/__init__.py": {"getattr(nn, short)"},  # a layer, checked against a list of a few
-    "refine/subtypes.py": {"getattr(model, name)"},  # the rest: names that stand in the code
+    "cli.py": {"getattr(arguments, option)"},  # the rest: names that stand in the code
+    "refine/subtypes.py": {"getattr(model, name)"},
+    "report/page.py": {"getattr(run, key)"},
     "report/record.py": {"getattr(value, entry.name)"},
-    "report/slices.py": {"getattr(self, name)"},
 }
 """By module, calls that look like more than they are."""
 

@@ -199,11 +199,12 @@ def test_settings_survive_json(settings: ExtractionSettings) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"statistics": "tumour"}, 'extraction.statistics: found "tumour", expected one of image, brain'),
+        ({"statistics": "tumour"}, 'extraction.statistics: found "tumour", expected one of brain, image'),
         ({"bins": {"width": 0}}, "extraction.bins.width: found 0, expected a number above 0"),
-        ({"bins": {}}, "extraction.bins.width: found nothing"),
+        ({"bins": {}}, "extraction.bins: found {}, expected either a width or a count"),
         ({"bins": {"count": 2.5}}, "extraction.bins.count: found 2.5"),
-        ({"bins": {"count": 32, "width": 25}}, "extraction.bins.width: found an unknown key"),
+        ({"bins": {"count": 32, "width": 25}}, 'extraction.bins: found {"width": 25.0, "count": 32}, expected either'),
+        ({"bins": {"widht": 25}}, "extraction.bins.widht: found an unknown key"),
         ({"smallest_tumour_voxels": 0}, "extraction.smallest_tumour_voxels: found 0"),
         ({"wavelet": True}, "extraction.wavelet: found an unknown key"),
     ],
