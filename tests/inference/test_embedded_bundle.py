@@ -70,10 +70,7 @@ def test_half_precision_changes_next_to_nothing(bundle):
 
 def dice(first, second):
     masks = [[region_mask(labels_from_regions(array), region) for array in (first, second)] for region in REGIONS]
-    return {
-        region: overlap.dice(a, b)
-        for region, (a, b) in zip(REGIONS, masks, strict=True)
-    }
+    return {region: overlap.dice(a, b) for region, (a, b) in zip(REGIONS, masks, strict=True)}
 
 
 def test_engines_agree_on_a_real_scan(bundle, scan, record_property):

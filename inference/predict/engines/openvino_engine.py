@@ -102,10 +102,25 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
 
     @contextmanager
     def _opened(self, model: NetworkSource, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
-        compiled = self._network(model, fold)
-        yield partial(_forward, compiled)
+        yield partial(self._forward, model, fold)
         # What OpenVINO keeps for activations, 1 to 2 GB at full size; it needs all requests to be gone.
-        compiled.release_memory()
+        self._network(model, fold).release_memory()
+
+    def _forward(
+        self, model: NetworkSource, fold: int, arrays: Iterable[NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
+        request = self._network(model, fold).create_infer_request()
+        for array in arrays:
+            logits = _infer(request, array)
+            if not np.isfinite(logits.sum()):
+                # Where memory was short anywhere in the process, what a network has prepared for a size may answer NaN
+                # from then on; compiled anew it does not.
+                _LOG.warning("%s, fold %d: its answer is not finite: its network is compiled anew", model.name, fold)
+                del request, self._compiled[id(model), fold]
+                request = self._network(model, fold).create_infer_request()
+                logits = _infer(request, array)
+            yield logits
 
     def _probabilities(self, logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
         return region_probabilities(logits, heads)
@@ -189,11 +204,11 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         for probe in _PROBES:
             sizes = pass_shape([count * step for count, step in zip(probe, stride, strict=True)], model.architecture)
             scan = np.random.default_rng(0).standard_normal((len(SEQUENCES), *sizes), np.float32)
-            (found,) = _forward(compiled, [scan])
+            found = _infer(compiled.create_infer_request(), scan)
             if self._against_torch and model.format == "safetensors":
                 expected = _torch_logits(model, fold, scan)
             elif expected_by is not None:
-                (expected,) = _forward(expected_by, [scan])
+                expected = _infer(expected_by.create_infer_request(), scan)
             elif not np.isfinite(found).all():
                 return "its answers are not finite"
             else:
@@ -224,13 +239,11 @@ def export_network(
     openvino.save_model(build_graph(architecture, heads, tensors), path, compress_to_fp16=lossless)
 
 
-def _forward(compiled: openvino.CompiledModel, arrays: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-    """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
-    request = compiled.create_infer_request()
-    for array in arrays:
-        request.infer({0: np.ascontiguousarray(array[None], np.float32)}, share_inputs=True)
-        # Copied, because the request's own buffer is written to by its next pass.
-        yield np.array(request.get_output_tensor(0).data[0], np.float32)
+def _infer(request: openvino.InferRequest, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Logits (heads, Z, Y, X) of an array (4, Z, Y, X)."""
+    request.infer({0: np.ascontiguousarray(array[None], np.float32)}, share_inputs=True)
+    # Copied, because the request's own buffer is written to by its next pass.
+    return np.array(request.get_output_tensor(0).data[0], np.float32)
 
 
 def _torch_logits(model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:

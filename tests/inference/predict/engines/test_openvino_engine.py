@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -151,15 +151,15 @@ def test_a_network_that_disagrees_is_left_to_torch(
     against_torch: bool,
 ) -> None:
     model = make_model(make_plans(unet_architecture()), folds=1)
-    honest = openvino_engine._forward
+    honest = openvino_engine._infer
     calls: list[object] = []
 
-    def wrong_at_first(*arguments: object) -> Iterator[np.ndarray]:
+    def wrong_at_first(*arguments: object) -> np.ndarray:
         calls.append(arguments)
-        first = len(calls) == 1
-        return (np.full_like(logits, answer) if first else logits for logits in honest(*arguments))
+        logits = honest(*arguments)
+        return np.full_like(logits, answer) if len(calls) == 1 else logits
 
-    monkeypatch.setattr(openvino_engine, "_forward", wrong_at_first)
+    monkeypatch.setattr(openvino_engine, "_infer", wrong_at_first)
     engine = OpenVinoEngine(precision="bf16", against_torch=against_torch)
     with caplog.at_level(logging.WARNING):
         found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
@@ -198,6 +198,21 @@ def test_networks_are_compiled_once(make_model: Callable, monkeypatch: pytest.Mo
     for _ in range(2):
         engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
     assert count == len(model.folds)
+
+
+def test_a_network_whose_answer_is_not_finite_is_compiled_anew(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, make_model: Callable
+) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    engine = OpenVinoEngine()
+    expected = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    honest, (before,) = openvino_engine._infer, engine._compiled.values()
+    answers = iter([np.nan, 1.0])
+    monkeypatch.setattr(openvino_engine, "_infer", lambda *arguments: honest(*arguments) * np.float32(next(answers)))
+    found = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    assert np.array_equal(found, expected)
+    assert "compiled anew" in caplog.text
+    assert [network is not before[1] for _, network in engine._compiled.values()] == [True]
 
 
 def test_progress_counts_every_forward(make_model: Callable) -> None:
