@@ -181,10 +181,10 @@ def _overlap(
                     settle_last()
                     read(task)
                 scan = reading.pop().result()
-                if following is not None and _fit_beside(following, scan, system):
-                    read(following)
-                elif isinstance(scan, Scan):
+                if not _fit_beside(following, scan, system):
                     settle_last()
+                elif following is not None:
+                    read(following)
                 regions = scan if isinstance(scan, CaseRecord) else _predict(task, system, settings, scan, advance)
                 settle_last()
                 if isinstance(regions, CaseRecord):
@@ -198,13 +198,12 @@ def _overlap(
             reader.shutdown(cancel_futures=True)
 
 
-def _fit_beside(following: _Task, scan: Scan | CaseRecord, system: System) -> bool:
-    """Whether a case can be read while a scan is predicted and the one before is finished: else it is read later."""
-    if following.problem or fits(PLENTY):
+def _fit_beside(following: _Task | None, scan: Scan | CaseRecord, system: System) -> bool:
+    """Whether a case can be read while a scan is predicted and the one before is finished: else one after the other."""
+    if isinstance(scan, CaseRecord) or fits(PLENTY):
         return True
-    finishing = 0 if isinstance(scan, CaseRecord) else scan.data[0].size * FINISHING
-    predicting = 0 if isinstance(scan, CaseRecord) else need_to_predict(scan, system)
-    return fits(need_to_read(following.case) + predicting + finishing)
+    reading = need_to_read(following.case) if following is not None and not following.problem else 0
+    return fits(reading + need_to_predict(scan, system) + scan.data[0].size * FINISHING)
 
 
 def shard_of(items: Sequence[_Item], shard: tuple[int, int]) -> list[_Item]:
