@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.store import Bundle, load_bundle
 from inference.intake.cases import Case
+from inference.intake.notes import Notes
 from inference.intake.scan import Scan
 from inference.labels import SEQUENCES, labels_from_regions, most_probable_labels
 from inference.predict.engines import Engine, choose_profile, open_engine
@@ -53,12 +54,16 @@ class System:
 
 
 def digest_scans(case: Case) -> str:
-    """First 16 digits of the SHA-256 of a case's files, in the order of the sequences (OSError)."""
+    """First 16 digits of the SHA-256 of a case's files, in the order of the sequences (CaseError)."""
     digest = hashlib.sha256()
     for sequence in SEQUENCES:
-        descriptor = os.open(case.paths[sequence], os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
+        path = case.paths[sequence]
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(descriptor, "rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+        except OSError as error:
+            raise Notes(case.id, path.name).unreadable(error) from error
     return digest.hexdigest()[:16]
 
 
