@@ -152,6 +152,9 @@ def _set_head(network: nn.Module, architecture: Mapping[str, object], probe: NDA
         # Every seventh voxel: a quantile takes at most 16 million values, and seconds.
         sampled = zip(logits[:, ::7], _SHARES, strict=True)
         limits = torch.stack([channel.quantile(1 - share) for channel, share in sampled])
+        # A region has several channels where voxels are shuffled.
+        parts = bias.numel() // len(scale)
+        scale, limits = scale.repeat_interleave(parts), limits.repeat_interleave(parts)
         weight.mul_(scale.reshape(outputs))
         bias.copy_((bias - limits) * scale)
 
