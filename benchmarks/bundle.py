@@ -99,6 +99,7 @@ def _plans(model: str, size: str) -> dict[str, object]:
     configuration = json.loads(text)["configurations"]["3d_fullres"]
     configuration |= {"patch_size": [patch] * 3, "spacing": [1.0, 1.0, 1.0]}
     architecture = configuration["architecture"]
+    architecture["shuffle"] = 1  # the body is on the grid of 1 mm, as the published networks' are
     architecture["arch_kwargs"] = mednext if model == "mednext" else architecture["arch_kwargs"] | unet
     return plans | {"configurations": {"3d_fullres": configuration}}
 
