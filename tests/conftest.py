@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -22,3 +23,11 @@ def shared_folder() -> Path:
 def embedded_bundle() -> Path:
     """The bundle that ships in the repository."""
     return ROOT / "weights" / "embedded"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def signals_are_answered() -> None:
+    """Undo that signals are ignored by whoever started the tests (nohup, a shell's background): programs inherit it."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, handler)
