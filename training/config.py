@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 import typing
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated, Final
 
+from msgspec import Meta
+
+from inference.bundle.manifest import FAMILIES
 from inference.errors import UsageError
+from inference.schema import Amount, Count, Name, Positive, Share, Text, convert, one_of, read_yaml
 
 STAGES = ("pretraining", "finetuning")
 """The two stages of a run, in order; a run that starts from a bundle has only the second."""
@@ -19,24 +24,27 @@ TRAININGS = (*STAGES, SCRATCH)
 """Kinds of training."""
 Tree = dict[str, object]
 """Keys and values as YAML gives them."""
+AboveZero = Annotated[float, Meta(gt=0)]
+_LARGEST_SEED: Final = 2**32 - 1
+"""Largest seed that numpy's older generators take."""
 
 
 @dataclass(frozen=True)
 class SourceConfig:
     """A folder of labelled cases, or a number of phantoms."""
 
-    name: str
+    name: Name
     """How provenance calls it."""
     folder: str = ""
     """Folder of cases with reference labels; relative paths start at the configuration file's folder."""
-    phantoms: int = 0
+    phantoms: Count = 0
     """Instead of a folder: how many phantoms to make."""
     in_folds: bool | None = None
     """Whether its cases are dealt into folds, predicted by networks that have not seen them, and scored; else they
     train in every fold. If nothing is said, cases of a folder are and phantoms are not."""
     patients: Mapping[str, str] = field(default_factory=dict)
     """Case → patient, for cases whose names do not say that they show one patient."""
-    size: tuple[int, int, int] = (240, 240, 155)
+    size: tuple[Positive, Positive, Positive] = (240, 240, 155)
     """Shape of a phantom, voxels of 1 mm along X, Y, Z."""
     licence: str = ""
     """Terms that networks trained on it inherit."""
@@ -73,13 +81,13 @@ class OptimiserConfig:
 
     name: typing.Literal["sgd", "adamw"] = "sgd"
     """`sgd` (Nesterov) or `adamw`."""
-    learning_rate: float = 0.01
+    learning_rate: AboveZero = 0.01
     """At the first epoch; falls as (1 - epoch / epochs)^0.9."""
-    momentum: float = 0.99
+    momentum: Share = 0.99
     """Of SGD."""
-    weight_decay: float = 3e-5
+    weight_decay: Amount = 3e-5
     """L2 for SGD, decoupled for AdamW."""
-    warmup_epochs: int = 0
+    warmup_epochs: Count = 0
     """Epochs over which the learning rate rises linearly before it falls."""
 
 
@@ -87,15 +95,15 @@ class OptimiserConfig:
 class StageConfig:
     """How long and how one stage of one model trains."""
 
-    epochs: int = 200
+    epochs: Count = 200
     """Passes of `iterations` steps."""
-    iterations: int = 250
+    iterations: Positive = 250
     """Optimiser steps an epoch."""
-    validation_iterations: int = 50
+    validation_iterations: Count = 50
     """Validation batches an epoch; they steer nothing, they draw the curve."""
     optimiser: OptimiserConfig = OptimiserConfig()
     """How the weights move."""
-    trainable: str = "all"
+    trainable: Annotated[str, one_of(("all", "decoder"))] = "all"
     """`all` weights, or those of the `decoder` alone."""
 
 
@@ -103,28 +111,28 @@ class StageConfig:
 class ModelConfig:
     """One of the ensemble's models."""
 
-    name: str
+    name: Name
     """Folder of the model in the bundle: nnunet or mednext."""
-    architecture: str
+    architecture: Annotated[str, one_of(FAMILIES)]
     """PlainConvUNet or MedNeXt."""
     size: Mapping[str, object]
     """What replaces nnU-Net's own choice in the plans' `arch_kwargs`: features, stages, variant, kernel."""
-    spacing: tuple[float, float, float] | None = None
+    spacing: tuple[AboveZero, AboveZero, AboveZero] | None = None
     """Grid of the network in mm (Z, Y, X); none leaves the planner's median."""
-    patch: tuple[int, int, int] = (128, 128, 128)
+    patch: tuple[Positive, Positive, Positive] = (128, 128, 128)
     """Training patch in voxels (Z, Y, X)."""
-    shuffle: int = 1
+    shuffle: Positive = 1
     """Side of the blocks of voxels that are channels to the network's body (pixel shuffle); 2 labels a grid of 1 mm
     with a body at 2 mm."""
-    batch: int = 2
+    batch: Positive = 2
     """Patches a step."""
-    resampling: str = "default"
+    resampling: Annotated[str, one_of(("default", "linear"))] = "default"
     """`default` (nnU-Net's cubic splines) or `linear` (its torch resampling; far cheaper on a CPU)."""
     heads: typing.Literal["regions", "labels"] = "regions"
     """What its outputs are: sigmoids of WT, TC and ET, or a softmax over background, NCR, ED and ET."""
-    loss_weights: str = "uniform"
+    loss_weights: Annotated[str, one_of(("uniform", "inverse_frequency"))] = "uniform"
     """`uniform`, or `inverse_frequency` of the regions, or labels, in the training set, normalised to a mean of 1."""
-    precision: str = "float32"
+    precision: Annotated[str, one_of(("float32", "bfloat16"))] = "float32"
     """Of a CPU's training step: float32, or bfloat16 (autocast) where the processor has it; a GPU always uses half
     precision autocast."""
     channels_last: bool = False
@@ -146,13 +154,13 @@ class ModelConfig:
 class SubtypeConfig:
     """How tumours are described and clustered."""
 
-    extraction: str = "paper"
+    extraction: Annotated[str, one_of(("paper", "brain"))] = "paper"
     """Preset of the radiomic features: paper or brain."""
-    scaling: str = "l2"
+    scaling: Annotated[str, one_of(("l2", "standard"))] = "l2"
     """`l2` (per sample, the paper's) or `standard`."""
-    variance: float = 0.99
+    variance: Annotated[float, Meta(gt=0, le=1)] = 0.99
     """Share of variance that the principal components keep."""
-    clusters: tuple[int, ...] = (2, 3, 4, 5, 6, 7, 8)
+    clusters: tuple[Annotated[int, Meta(ge=2)], ...] = (2, 3, 4, 5, 6, 7, 8)
     """Numbers of clusters tried; the largest silhouette wins."""
 
 
@@ -181,15 +189,15 @@ class TuningConfig:
 class BundleConfig:
     """What the frozen bundle says of itself."""
 
-    name: str
+    name: Name
     """Its name, and that of its folder."""
-    version: str
+    version: Name
     """Its version."""
-    intended_use: str
+    intended_use: Text
     """What it is for."""
-    limits: str
+    limits: Text
     """What it is not for."""
-    licence: str
+    licence: Text
     """Terms of the weights, apart from the code's."""
     half_precision: bool = True
     """Store weights as float16."""
@@ -199,13 +207,13 @@ class BundleConfig:
 class JobConfig:
     """What one training asks of a machine or a cluster."""
 
-    gpus: int = 0
+    gpus: Annotated[int, Meta(ge=0, le=1)] = 0
     """GPUs of a training or a prediction: 0 or 1."""
-    threads: int = 1
+    threads: Positive = 1
     """Cores; on a GPU they augment."""
-    memory_gb: int = 4
+    memory_gb: Positive = 4
     """Main memory."""
-    hours: int = 24
+    hours: Positive = 24
     """Longest time; a training that is stopped then goes on from its last checkpoint when it is tried again."""
 
 
@@ -246,9 +254,9 @@ class RunConfig:
     """Stratification and refinement."""
     tuning: TuningConfig = TuningConfig()
     """What out-of-fold predictions decide."""
-    folds: int = 5
+    folds: Annotated[int, Meta(ge=2)] = 5
     """Cross-validation folds; one network each."""
-    seed: int = 2024
+    seed: Annotated[int, Meta(ge=0, le=_LARGEST_SEED)] = 2024
     """Of everything random outside the trainer's augmentation."""
 
     def __post_init__(self) -> None:
@@ -308,7 +316,7 @@ def load_config(path: Path) -> RunConfig:
 
     Relative folders start at the file's folder. Its `variants` are checked too.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path, UsageError)
     variants = _take_variants(content, path.name)
     for name, changes in variants.items():
         _checked(_varied(content, changes, f"{path.name}: variant {name}"), path)
@@ -324,7 +332,7 @@ def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Se
     """
     import yaml
 
-    content = _read_yaml(path)
+    content = read_yaml(path, UsageError)
     known = _take_variants(content, path.name)
     for name in variants:
         if name not in known:
@@ -347,25 +355,10 @@ def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Se
         target.write_text(text, encoding="utf-8")
 
 
-def _read_yaml(path: Path) -> Tree:
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise UsageError(f"{path}: cannot be read as YAML ({error})") from None
-    if not isinstance(content, dict):
-        raise UsageError(f"{path.name}: found {content!r}, expected keys and values")
-    tree: Tree = content
-    return tree
-
-
 def _take_variants(content: Tree, where: str) -> dict[str, Tree]:
     """Take the named changes out of a configuration's content."""
-    variants = content.pop("variants", {})
-    if not isinstance(variants, dict) or not all(isinstance(changes, dict) for changes in variants.values()):
-        raise UsageError(f"{where}: variants: expected names, each with the keys that it changes")
-    return variants
+    taken = {"variants": content.pop("variants", {})}
+    return convert(taken, dict[str, dict[str, Tree]], UsageError, where)["variants"]
 
 
 def _varied(content: Tree, changes: Tree, where: str) -> Tree:
@@ -393,7 +386,8 @@ def _named(items: object) -> list[Tree]:
 
 def _checked(content: Tree, path: Path) -> RunConfig:
     """What the content of the file at `path` says, with its folders absolute."""
-    config = parse(RunConfig, content, path.name)
+    config = convert(content, RunConfig, UsageError, path.name)
+    _check_names(config, path.name)
     folder = path.resolve().parent
     sources = tuple(
         dataclasses.replace(source, folder=str((folder / source.folder).resolve())) if source.folder else source
@@ -405,57 +399,17 @@ def _checked(content: Tree, path: Path) -> RunConfig:
     return dataclasses.replace(config, sources=sources, ancestor=ancestor)
 
 
-T = typing.TypeVar("T")
-
-
-def parse(kind: type[T], value: object, where: str) -> T:
-    """`value`, as YAML gives it, as the dataclass `kind`; UsageError names `where` it does not fit."""
-    if not isinstance(value, dict):
-        raise UsageError(f"{where}: found {value!r}, expected keys of {kind.__name__}")
-    hints = typing.get_type_hints(kind)
-    fields = {item.name: item for item in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    for key in value:
-        if key not in fields:
-            raise UsageError(f"{where}: unknown key {key!r}; expected one of {', '.join(fields)}")
-    required = [
-        name
-        for name, item in fields.items()
-        if item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
-    ]
-    for name in required:
-        if name not in value:
-            raise UsageError(f"{where}: key {name!r} is missing")
-    return kind(**{key: _convert(hints[key], item, f"{where}: {key}") for key, item in value.items()})
-
-
-def _convert(hint: object, value: object, where: str) -> object:
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is types.UnionType:
-        return None if value is None else _convert(arguments[0], value, where)
-    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return parse(hint, value, where)
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise UsageError(f"{where}: found {value!r}, expected a list")
-        if arguments[-1] is not Ellipsis and len(value) != len(arguments):
-            raise UsageError(f"{where}: found {len(value)} values, expected {len(arguments)}")
-        return tuple(_convert(arguments[0], item, f"{where}[{index}]") for index, item in enumerate(value))
-    return _plain(hint, value, where)
-
-
-def _plain(hint: object, value: object, where: str) -> object:
-    """A value that holds no other of a type of its own."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise UsageError(f"{where}: found {value!r}, expected one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is not None:
-        if not isinstance(value, dict):
-            raise UsageError(f"{where}: found {value!r}, expected keys and values")
-        return value
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if not isinstance(hint, type) or type(value) is not hint:
-        raise UsageError(f"{where}: found {value!r}, expected {getattr(hint, '__name__', hint)}")
-    return value
+def _check_names(config: RunConfig, where: str) -> None:
+    """Refuse names that are given twice, names of sources that there are none of, and stages without any."""
+    for kind, names in (("sources", config.sources), ("models", config.models)):
+        counts = Counter(one.name.casefold() for one in names)
+        if not counts or max(counts.values()) > 1:
+            found = ", ".join(one.name for one in names) or "none"
+            raise UsageError(f"{where}: {kind}: found {found}, expected one or more of different names")
+    for stage, dataset in (("pretraining", config.pretraining), ("finetuning", config.finetuning)):
+        if dataset is None:
+            continue
+        if not dataset.sources:
+            raise UsageError(f"{where}: {stage}.sources: found none, expected one or more")
+        for name in dataset.sources:
+            config.source(name)

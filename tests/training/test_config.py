@@ -49,17 +49,28 @@ def test_the_defaults_are_the_papers_training():
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda c: c.update(folds="five"), ["folds", "'five'", "int"]),
-        (lambda c: c.update(fold=5), ["unknown key 'fold'"]),
-        (lambda c: c.pop("models"), ["'models' is missing"]),
-        (lambda c: c["models"][0].update(patch=[32, 32]), ["patch", "2 values", "3"]),
+        (lambda c: c.update(folds="five"), ["folds", '"five"', "a whole number"]),
+        (lambda c: c.update(fold=5), ["fold: found an unknown key", "did you mean folds?"]),
+        (lambda c: c.pop("models"), ["models: found nothing"]),
+        (lambda c: c["models"][0].update(patch=[32, 32]), ["models[0].patch", "[32, 32]", "3 values"]),
         (lambda c: c["models"][1]["pretraining"].update(epochs=1.5), ["epochs", "1.5"]),
         (lambda c: c["sources"][0].update(folder="x"), ["either a folder or a number of phantoms"]),
         (lambda c: c.update(comparison={"scratch": ["unet"]}), ["'unet'", "nnunet, mednext"]),
-        (lambda c: c.update(tuning={"groups": ["region"]}), ["groups[0]", "'region'", "regions, components"]),
+        (lambda c: c.update(tuning={"groups": ["region"]}), ["groups[0]", '"region"', "components, ratio"]),
         (lambda c: c.update(tuning={"metric": 2025}), ["metric", "2025", "2023, 2024"]),
-        (lambda c: c.update(tuning={"weights": "guess"}), ["'guess'", "score_share, rank, search, paper"]),
-        (lambda c: c["models"][0]["pretraining"].update(optimiser={"name": "adam"}), ["'adam'", "sgd, adamw"]),
+        (lambda c: c.update(tuning={"weights": "guess"}), ['"guess"', "paper, rank, score_share, search"]),
+        (lambda c: c["bundle"].update(name="my bundle"), ["bundle.name", '"my bundle"', "letters"]),
+        (lambda c: c["sources"][0].update(name="../x"), ["sources[0].name", '"../x"', "letters"]),
+        (lambda c: c["models"][0].update(name="a;b"), ["models[0].name", '"a;b"', "letters"]),
+        (lambda c: c["models"][1].update(name="NNUnet"), ["models", "different names"]),
+        (lambda c: c["models"][0].update(precision="float8"), ['"float8"', "float32, bfloat16"]),
+        (lambda c: c["models"][0].update(batch=0), ["models[0].batch", "0", "at least 1"]),
+        (lambda c: c["models"][0].update(architecture="UNet"), ['"UNet"', "PlainConvUNet"]),
+        (lambda c: c.update(folds=0), ["folds: found 0", "at least 2"]),
+        (lambda c: c.update(finetuning={"sources": ["other"]}), ["'other'", "phantom"]),
+        (lambda c: c.update(pretraining={"sources": []}), ["pretraining.sources", "one or more"]),
+        (lambda c: c["subtypes"].update(variance=0), ["subtypes.variance", "above 0"]),
+        (lambda c: c["models"][0]["pretraining"].update(optimiser={"name": "adam"}), ['"adam"', "adamw, sgd"]),
     ],
 )
 def test_a_wrong_key_is_named(tmp_path, change, words):
@@ -89,6 +100,13 @@ def test_what_is_not_yaml_is_named(tmp_path):
     path = tmp_path / "broken.yaml"
     path.write_text("a: [")
     with pytest.raises(UsageError, match=r"broken\.yaml"):
+        load_config(path)
+
+
+def test_what_is_not_utf_8_is_named(tmp_path):
+    path = tmp_path / "sixteen.yaml"
+    path.write_bytes(SMOKE.read_text().encode("utf-16"))
+    with pytest.raises(UsageError, match=r"sixteen\.yaml: cannot be read as YAML"):
         load_config(path)
 
 
@@ -135,10 +153,10 @@ def test_an_unknown_variant_is_refused_with_those_there_are(tmp_path):
 @pytest.mark.parametrize(
     ("variants", "words"),
     [
-        ({"small": {"folds": "two"}}, ["folds", "'two'"]),
+        ({"small": {"folds": "two"}}, ["folds", '"two"']),
         ({"small": {"models": {"unet": {"batch": 1}}}}, ["variant small", "unet", "nnunet, mednext"]),
-        ({"small": {"fold": {"x": 1}}}, ["unknown key", "'fold'"]),
-        (["small"], ["variants", "expected names"]),
+        ({"small": {"fold": {"x": 1}}}, ["fold: found an unknown key"]),
+        (["small"], ["variants", "an object"]),
     ],
 )
 def test_a_wrong_variant_is_named_before_it_is_asked_for(tmp_path, variants, words):
