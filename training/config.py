@@ -139,6 +139,8 @@ class ModelConfig:
     """Memory format of a CPU's training step; a GPU's is contiguous."""
     augmentation: typing.Literal["default", "strong"] = "default"
     """`default` (nnU-Net's) or `strong`."""
+    mixing: Annotated[float, Meta(ge=0, le=1)] = 0.0
+    """How often a patch's brain gets the tumour of another training case as well; wants `loading: resident`."""
     loading: typing.Literal["workers", "resident"] = "workers"
     """`workers`: nnU-Net's processes cut out and augment patches. `resident`: all cases stay in the memory of the GPU,
     or of the CPU, which does both itself; for small networks, and for cases that fit."""
@@ -148,6 +150,10 @@ class ModelConfig:
     """Second stage, from the first one's weights of the same fold. No epochs leave those weights as they are."""
     scratch: StageConfig | None = None
     """The training from random weights that fine-tuning is compared with; as fine-tuning where it is not given."""
+
+    def __post_init__(self) -> None:
+        if self.mixing and self.loading != "resident":
+            raise UsageError(f"{self.name}: mixing {self.mixing} needs loading: resident, found {self.loading}")
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,12 @@ def test_a_wrong_key_is_named(tmp_path, change, words):
     assert all(word in str(caught.value) for word in words)
 
 
+def test_tumours_are_mixed_by_the_resident_loader_alone(tmp_path):
+    path = altered(tmp_path, lambda content: content["models"][0].update(mixing=0.3, loading="workers"))
+    with pytest.raises(UsageError, match=r"nnunet: mixing 0.3 needs loading: resident, found workers"):
+        load_config(path)
+
+
 def test_no_two_trainings_share_a_folder(tmp_path):
     config = load_config(altered(tmp_path, lambda c: c.update(comparison={"scratch": ["nnunet", "mednext"]})))
     folders = [

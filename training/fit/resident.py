@@ -24,6 +24,8 @@ from inference.labels import REGIONS, Label
 
 BLUR_RADIUS: Final = 3
 """Voxels to either side that a blur of at most one voxel's standard deviation reaches."""
+RIM: Final = 3
+"""Voxels of tissue around a tumour that come along when it is mixed into another brain."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class Chances:
     gamma: float = 0.3
     mirroring: float = 0.5
     """Of each axis."""
+    mixing: float = 0.0
+    """Of another case's tumour in a patch's brain; nnU-Net does not have it."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,8 @@ class ResidentLoader:
         images, labels = [], []
         for number, key in enumerate(keys):
             case = self._cases[key]
+            if self._chances is not None and _happens(self._chances.mixing):
+                case = mix(case, self._cases[loader.get_indices()[0]])
             corner, _ = loader.get_bbox(case.labels.shape, loader.get_do_oversample(number), case.locations)
             centre = np.array(corner) + (np.array(loader.final_patch_size) - 1) / 2
             matrix = np.eye(3) if self._chances is None else draw_matrix(self._chances)
@@ -112,6 +118,35 @@ class ResidentLoader:
         except torch.OutOfMemoryError as error:
             held = f"after {len(self._cases)} cases"
             raise UsageError(f"loading: resident: {self._device} has no room {held}; use loading: workers") from error
+
+
+def mix(case: ResidentCase, donor: ResidentCase) -> ResidentCase:
+    """The case with the donor's tumour, and a rim of tissue around it, where it lies in the donor's brain.
+
+    After CarveMix (Zhang et al., 2021). Cases are cut to the brain in one atlas, so the middles of the two arrays are
+    laid upon each other. The piece is made as bright as the brain that takes it in: in each sequence, its rim gets the
+    mean that the case has there. Half of the tumours change sides. What would lie outside of either brain is left out.
+    """
+    labels = donor.labels.flip(2) if (mirrored := _happens(0.5)) else donor.labels
+    image = donor.image.flip(3) if mirrored else donor.image
+    tumour = (labels > 0).float()[None, None]
+    wide = functional.max_pool3d(tumour, 2 * RIM + 1, 1, RIM)[0, 0] > 0
+    ours, theirs = [], []
+    for mine, other in zip(case.labels.shape, labels.shape, strict=True):
+        length = min(mine, other)
+        ours.append(slice((mine - length) // 2, (mine - length) // 2 + length))
+        theirs.append(slice((other - length) // 2, (other - length) // 2 + length))
+    mixed, mixed_labels = case.image.clone(), case.labels.clone()
+    # Views: what is written to them is written to the mixed case.
+    target, target_labels = mixed[:, *ours], mixed_labels[*ours]
+    piece, piece_labels = image[:, *theirs], labels[*theirs]
+    inside = wide[*theirs] & (piece_labels >= 0) & (target_labels >= 0)
+    rim = inside & (piece_labels == 0)
+    if rim.any():
+        shift = target[:, rim].mean(1) - piece[:, rim].mean(1)
+        target[:, inside] = piece[:, inside] + shift[:, None]
+        target_labels[inside] = piece_labels[inside]
+    return ResidentCase(mixed, mixed_labels, case.locations)
 
 
 def draw_matrix(chances: Chances) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -230,7 +231,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             for cases in self.get_tr_and_val_datasets()
         )
         training, validation = theirs
-        chances = CHANCES[self.model.augmentation]
+        chances = dataclasses.replace(CHANCES[self.model.augmentation], mixing=self.model.mixing)
         return (
             ResidentLoader(training, scales, self.device, chances, self.configuration_manager.use_mask_for_norm),
             ResidentLoader(validation, scales, self.device),

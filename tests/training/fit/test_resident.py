@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from inference.errors import UsageError
 from training.fit import resident
-from training.fit.resident import Chances, ResidentCase, ResidentLoader, augment, draw_matrix, sample, targets
+from training.fit.resident import Chances, ResidentCase, ResidentLoader, augment, draw_matrix, mix, sample, targets
 
 NEVER = Chances(**{field.name: 0.0 for field in dataclasses.fields(Chances)})
 ALWAYS = Chances(**{field.name: 1.0 for field in dataclasses.fields(Chances)})
@@ -146,6 +146,48 @@ def test_factors_are_as_often_below_one_as_above():
     assert 0.7 <= factors.min() < 0.71
     assert 1.49 < factors.max() <= 1.5
     assert (factors < 1).float().mean() == pytest.approx(0.5, abs=0.03)
+
+
+def brain(shape, tumour, brightness):
+    """A case of one value everywhere, with a tumour of label 2 that is ten brighter."""
+    labels = torch.zeros(shape, dtype=torch.int8)
+    labels[0], labels[tumour] = -1, 2
+    image = torch.full((4, *shape), float(brightness))
+    image[:, labels == 2] += 10
+    return ResidentCase(image, labels, {})
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_tumour_is_mixed_into_another_brain_at_its_place_as_bright_as_what_is_around_it(monkeypatch, mirrored):
+    monkeypatch.setattr(resident, "_happens", lambda chance: mirrored)
+    case = brain((20, 24, 18), np.s_[3:5, 4:6, 4:6], 1)
+    donor = brain((24, 20, 18), np.s_[14:16, 10:12, 12:14], 5)
+    before = case.image.clone(), case.labels.clone()
+    mixed = mix(case, donor)
+    place = np.s_[12:14, 12:14, 4:6] if mirrored else np.s_[12:14, 12:14, 12:14]
+    expected = case.labels.clone()
+    expected[place] = 2
+    assert torch.equal(mixed.labels, expected)
+    assert torch.allclose(mixed.image, torch.where(expected == 2, 11.0, 1.0), atol=1e-4)
+    assert mixed.locations is case.locations
+    assert torch.equal(case.image, before[0])
+    assert torch.equal(case.labels, before[1])
+
+
+def test_what_would_lie_outside_of_the_brain_is_not_mixed_in():
+    case = brain((20, 24, 18), np.s_[10:12, 10:12, 8:10], 1)
+    donor = brain((20, 24, 18), np.s_[1:4, 10:12, 8:10], 5)
+    case.labels[:3] = -1
+    mixed = mix(case, donor)
+    assert (mixed.labels[:3] == -1).all()
+    assert (mixed.labels[3, 10:12, 8:10] == 2).all()
+
+
+def test_a_case_without_tumour_gives_nothing(case):
+    donor = ResidentCase(case.image + 1, case.labels.clamp(max=0), {})
+    mixed = mix(case, donor)
+    assert torch.equal(mixed.image, case.image)
+    assert torch.equal(mixed.labels, case.labels)
 
 
 def test_without_chances_nothing_changes(images):
