@@ -159,7 +159,7 @@ def brain(shape, tumour, brightness):
 
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_a_tumour_is_mixed_into_another_brain_at_its_place_as_bright_as_what_is_around_it(monkeypatch, mirrored):
-    monkeypatch.setattr(resident, "_happens", lambda chance: mirrored)
+    monkeypatch.setattr(resident, "_happens", lambda _: mirrored)
     case = brain((20, 24, 18), np.s_[3:5, 4:6, 4:6], 1)
     donor = brain((24, 20, 18), np.s_[14:16, 10:12, 12:14], 5)
     before = case.image.clone(), case.labels.clone()
