@@ -36,8 +36,8 @@ from inference.bundle.tables import (
     ThresholdTables,
     parse_subtypes,
     parse_thresholds,
+    stored_thresholds,
     subtypes_to_json,
-    thresholds_to_json,
 )
 from inference.errors import BundleError
 from inference.labels import SEQUENCES
@@ -432,7 +432,7 @@ def _write_contents(folder: Path, new: NewBundle) -> None:
         (folder / model.entry.name / "plans.json").write_bytes(to_json(model.plans))
         for fold, network in model.networks.items():
             _write_network(folder, model.entry, fold, network, "half_precision" in new.scores)
-    (folder / "thresholds.json").write_bytes(to_json(thresholds_to_json(new.thresholds)))
+    (folder / "thresholds.json").write_bytes(to_json(stored_thresholds(new.thresholds)))
     for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
         if tables is not None:
             (folder / f"{stem}.json").write_bytes(to_json(subtypes_to_json(tables)))

@@ -41,7 +41,7 @@ class ThresholdTables:
     """For every case (`global`), or where a case has no subtype."""
     subtypes: Mapping[int, Thresholds]
     """By subtype; empty where none were fitted."""
-    use: str
+    use: Literal["global", "subtypes"]
     """`global` or `subtypes`: which of the two rules."""
 
 
@@ -62,7 +62,7 @@ class SubtypeTables:
     `mean` and `scale` (features,)."""
 
 
-class _StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
+class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
     """`thresholds.json` as it is written."""
 
     regions: dict[str, Share]
@@ -78,6 +78,16 @@ class _StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
             _check_keys(f"{key}.smallest_component_mm3", sizes, [label.name for label in TUMOUR_LABELS])
         if self.use == "subtypes" and not self.subtypes:
             raise Mismatch("use", self.use, "global, since no subtype has thresholds")
+
+    def tables(self, file: str, clusters: int | None) -> ThresholdTables:
+        """The tables for so many subtypes, None or 0 for none; BundleError, which names `file`, for other ones."""
+        expected = list(range(clusters or 0))
+        if self.subtypes and sorted(self.subtypes) != expected:
+            found = [str(cluster) for cluster in self.subtypes]
+            wanted = f"the keys {[str(cluster) for cluster in expected]}, or none"
+            raise mismatch(file, "subtypes", found, wanted, BundleError)
+        whole, core, enhancing = (self.regions[region] for region in REGIONS)
+        return ThresholdTables((whole, core, enhancing), self.overall, self.subtypes, self.use)
 
 
 class _StoredSubtypes(msgspec.Struct, forbid_unknown_fields=True):
@@ -103,31 +113,13 @@ def _check_keys(key: str, values: Mapping[str, float], expected: list[str]) -> N
 
 def parse_thresholds(value: object, file: str, clusters: int | None) -> ThresholdTables:
     """The tables in a JSON value; `clusters` is the bundle's number of subtypes, None if it has none (BundleError)."""
-    stored = convert(value, _StoredThresholds, BundleError, file)
-    expected = list(range(clusters or 0))
-    if stored.subtypes and sorted(stored.subtypes) != expected:
-        found = [str(cluster) for cluster in stored.subtypes]
-        wanted = f"the keys {[str(cluster) for cluster in expected]}, or none"
-        raise mismatch(file, "subtypes", found, wanted, BundleError)
-    whole, core, enhancing = (stored.regions[region] for region in REGIONS)
-    return ThresholdTables((whole, core, enhancing), stored.overall, stored.subtypes, stored.use)
+    return convert(value, StoredThresholds, BundleError, file).tables(file, clusters)
 
 
-def thresholds_to_json(tables: ThresholdTables) -> dict[str, object]:
-    """What :func:`parse_thresholds` reads."""
-
-    def plain(thresholds: Thresholds) -> dict[str, object]:
-        return {
-            "smallest_component_mm3": dict(thresholds.smallest_component_mm3),
-            "et_wt_ratio": thresholds.et_wt_ratio,
-        }
-
-    return {
-        "regions": dict(zip(REGIONS, tables.regions, strict=True)),
-        "global": plain(tables.overall),
-        "subtypes": {str(cluster): plain(thresholds) for cluster, thresholds in tables.subtypes.items()},
-        "use": tables.use,
-    }
+def stored_thresholds(tables: ThresholdTables) -> StoredThresholds:
+    """The tables as files have them, which :func:`parse_thresholds` reads."""
+    regions = dict(zip(REGIONS, tables.regions, strict=True))
+    return StoredThresholds(regions, tables.overall, dict(tables.subtypes), tables.use)
 
 
 def parse_subtypes(value: object, arrays: Mapping[str, FloatArray], file: str) -> SubtypeTables:

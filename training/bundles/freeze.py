@@ -8,20 +8,25 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from inference.bundle.manifest import DataSet, ModelEntry, Provenance
 from inference.bundle.store import Bundle, NewBundle, NewModel, load_bundle, write_bundle
-from inference.bundle.tables import FloatArray, parse_thresholds
+from inference.bundle.tables import FloatArray
+from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
+from inference.schema import read_json
 from inference.settings import Profile
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
+from training.data.folds import FoldMap
 from training.data.stratify import SPACING, known_folds, load_subtypes
 from training.fit.planning import CONFIGURATION
 from training.fit.predict import SingleModel, stored_weights, trained_network
+from training.tune.tuning import Scores, read_tuning
 
 LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
 """Whose versions a bundle records."""
@@ -30,11 +35,11 @@ LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
 def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bundle:
     """Write the bundle of a finished run to `target`; BundleError or UsageError says what is missing."""
     subtypes = load_subtypes(work / "subtypes.json")
-    tuning = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
+    tuning = read_tuning(config, work)
     entries = read_cases(work / "cases.json")
     scores: dict[str, object] = {
-        "out_of_fold": json.loads((work / "scores.json").read_text(encoding="utf-8")),
-        "nested_gain": tuning["nested_gain"],
+        "out_of_fold": read_json(work / "scores.json", Scores, UsageError),
+        "nested_gain": tuning.nested_gain,
         "how": (
             "each case predicted by the one network per model that has not seen it, "
             f"profile {config.tuning.profile}; lesion-wise scores after the official definitions"
@@ -51,8 +56,8 @@ def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bun
             limits=config.bundle.limits,
             licence=config.bundle.licence,
             provenance=provenance(config, entries, revision),
-            models=[_new_model(config, work, model.name, tuning["weights"][model.name]) for model in config.models],
-            thresholds=parse_thresholds(tuning["thresholds"], "tuning.json", subtypes.clusters),
+            models=[_new_model(config, work, model.name, tuning.weights[model.name]) for model in config.models],
+            thresholds=tuning.thresholds.tables("tuning.json", subtypes.clusters),
             scores=scores,
             subtypes=subtypes,
             fold_subtypes=load_subtypes(work / "fold_subtypes.json"),
@@ -66,18 +71,19 @@ def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
 
     A case of an ancestor's fold that trained in every fold here is held out of nothing any more.
     """
-    content: dict[str, dict[str, object]] = json.loads((work / "folds.json").read_text(encoding="utf-8"))
-    folds, patients, always = known_folds(Path(config.ancestor)) if config.ancestor else ({}, {}, [])
+    own, old = read_json(work / "folds.json", FoldMap, UsageError), known_folds(config.ancestor)
     here = {entry.id: entry.patient for entry in read_cases(work / "cases.json") if entry.phantom_seed is None}
-    always = sorted({*always, *(case for case in here if case not in content["folds"])})
+    always = sorted({*old.always_trained, *(case for case in here if case not in own.folds)})
     learnt = {here.get(case, case) for case in always}
-    held_out = {case: fold for case, fold in folds.items() if patients.get(case, case) not in learnt}
-    return {
-        **content,
-        "folds": {**held_out, **content["folds"]},
-        "patients": {**patients, **here, **content["patients"]},
-        "always_trained": always,
-    }
+    held_out = {case: fold for case, fold in old.folds.items() if old.patients.get(case, case) not in learnt}
+    complete = msgspec.structs.replace(
+        own,
+        folds=held_out | own.folds,
+        patients=old.patients | here | own.patients,
+        always_trained=always,
+    )
+    found: dict[str, object] = msgspec.to_builtins(complete, str_keys=True)
+    return found
 
 
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:

@@ -23,8 +23,10 @@ from inference.intake.geometry import SAME_PLACE, Geometry
 from inference.intake.label_map import read_labels
 from inference.intake.scan import Scan, read_scan
 from inference.labels import REGIONS, SEQUENCES
+from inference.schema import Text, read_json
 from inference.text import times
 from training.config import STAGES, RunConfig, SourceConfig
+from training.data.folds import FoldMap
 from training.workers import open_workers
 
 DATASET_IDS = {stage: number for number, stage in enumerate(STAGES, start=1)}
@@ -35,11 +37,11 @@ DATASET_IDS = {stage: number for number, stage in enumerate(STAGES, start=1)}
 class CaseEntry:
     """One line of `cases.json`."""
 
-    id: str
+    id: Text
     """ID of the case."""
-    source: str
+    source: Text
     """Name of its source in the configuration."""
-    patient: str
+    patient: Text
     """Whom it shows: time points of one patient share it."""
     labels: str
     """Path of the reference label map; empty for a phantom."""
@@ -107,17 +109,14 @@ def write_cases(entries: list[CaseEntry], path: Path) -> None:
 
 def read_cases(path: Path) -> list[CaseEntry]:
     """The frozen list of cases; UsageError where the run has not begun."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise UsageError(f"{path}: not there, since nothing has been run; `python -m training run` makes it") from error
-    return [CaseEntry(**entry) for entry in json.loads(text)]
+    if not path.exists():
+        raise UsageError(f"{path}: not there, since nothing has been run; `python -m training run` makes it")
+    return read_json(path, list[CaseEntry], UsageError)
 
 
 def read_folds(path: Path) -> dict[str, int]:
     """The frozen case → fold map."""
-    folds: dict[str, int] = json.loads(path.read_text(encoding="utf-8"))["folds"]
-    return folds
+    return read_json(path, FoldMap, UsageError).folds
 
 
 def cases_of(work: Path, stage: str) -> list[str]:

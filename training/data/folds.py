@@ -9,9 +9,28 @@ from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from typing import TypedDict
 
+import msgspec
 import numpy as np
 
 from inference.errors import GliomaError, UsageError
+from inference.schema import Count, Text
+
+
+class FoldMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """`folds.json`: which case is in which fold, and what the folds were dealt by."""
+
+    folds: dict[Text, Count]
+    """Case → fold, of every case that is ever held out."""
+    clusters: dict[Text, Count] = {}
+    """Case → subtype of its reference tumour."""
+    patients: dict[Text, Text] = {}
+    """Case → patient."""
+    silhouettes: dict[int, float] = {}
+    """Mean silhouette by number of subtypes that was tried."""
+    components: dict[Text, tuple[float, float]] = {}
+    """Case → first two principal components of its reference tumour's features."""
+    always_trained: list[Text] = []
+    """Cases that every fold learnt from."""
 
 
 class LeakError(GliomaError):

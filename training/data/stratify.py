@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -12,14 +11,15 @@ from numpy.typing import NDArray
 
 from inference.bundle.store import read_tensors
 from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_json
-from inference.errors import UsageError
+from inference.errors import BundleError, UsageError
 from inference.files import write_whole
 from inference.labels import region_mask
 from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
 from inference.refine.subtypes import SubtypeModel, subtype_tables
+from inference.schema import read_json, to_json
 from training.config import RunConfig
-from training.data.datasets import CaseEntry, load_case, read_cases, write_json
-from training.data.folds import stratified_folds
+from training.data.datasets import CaseEntry, load_case, read_cases
+from training.data.folds import FoldMap, stratified_folds
 from training.data.subtyping import fit_subtypes
 from training.workers import open_workers
 
@@ -69,15 +69,10 @@ def stratify(config: RunConfig, work: Path, *, jobs: int = 1) -> None:
     first_two = first_components(fit.model, np.stack(list(features.values())))
     strata = {entry.id: _stratum(entry, clusters[entry.id], config) for entry in entries}
     folds = stratified_folds(strata, patients, config.folds, config.seed) | kept_folds(config, patients)
-    content = {
-        "folds": folds,
-        "clusters": clusters,
-        "patients": patients,
-        "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
-        "components": dict(zip(features, first_two.tolist(), strict=True)),
-    }
+    components = {case: (x, y) for case, (x, y) in zip(features, first_two.tolist(), strict=True)}
     save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
-    write_json(content, work / "folds.json")
+    content = FoldMap(folds, clusters, patients, dict(fit.silhouettes), components)
+    write_whole(work / "folds.json", to_json(content))
 
 
 def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
@@ -85,16 +80,10 @@ def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
     return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
 
 
-def known_folds(folder: Path) -> tuple[dict[str, int], dict[str, str], list[str]]:
-    """Case → fold, case → patient, and the cases that every fold learnt from, by the `folds.json` in a folder.
-
-    All empty where there is none.
-    """
-    path = folder / "folds.json"
-    if not path.is_file():
-        return {}, {}, []
-    content = json.loads(path.read_text(encoding="utf-8"))
-    return content["folds"], content.get("patients", {}), content.get("always_trained", [])
+def known_folds(folder: str) -> FoldMap:
+    """The `folds.json` of an ancestor's folder; empty without an ancestor, or where it has none."""
+    path = Path(folder) / "folds.json"
+    return read_json(path, FoldMap, UsageError) if folder and path.is_file() else FoldMap({})
 
 
 def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]:
@@ -103,11 +92,9 @@ def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]
     Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where every network
     would have, since this run has no such fold, or the ancestor held the patient out of none.
     """
-    if not config.ancestor:
-        return {}
-    old_folds, old_patients, always_trained = known_folds(Path(config.ancestor))
-    fold_of = {old_patients.get(case, case): fold for case, fold in old_folds.items()}
-    learnt = {old_patients.get(case, case) for case in always_trained}
+    old = known_folds(config.ancestor)
+    fold_of = {old.patients.get(case, case): fold for case, fold in old.folds.items()}
+    learnt = {old.patients.get(case, case) for case in old.always_trained}
     kept = {case: fold_of[patient] for case, patient in patients.items() if patient in fold_of}
     for case, patient in patients.items():
         if patient in learnt:
@@ -133,10 +120,10 @@ def save_subtypes(tables: SubtypeTables, path: Path) -> None:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tables.arrays.items()}
     write_whole(path.with_suffix(".safetensors"), save(arrays))
-    write_whole(path, (json.dumps(subtypes_to_json(tables), indent=1) + "\n").encode())
+    write_whole(path, to_json(subtypes_to_json(tables)))
 
 
 def load_subtypes(path: Path) -> SubtypeTables:
     """The subtype model that :func:`save_subtypes` wrote."""
     arrays = read_tensors(path.with_suffix(".safetensors"), path.with_suffix(".safetensors").name)
-    return parse_subtypes(json.loads(path.read_text(encoding="utf-8")), arrays, path.name)
+    return parse_subtypes(read_json(path, dict[str, object], BundleError), arrays, path.name)

@@ -47,11 +47,6 @@ class WeightChoice:
     score: float
     """Mean lesion-wise Dice of the ensemble over regions and cases, each case under its fold's weights."""
 
-    def as_json(self) -> dict[str, object]:
-        """For `tuning.json`."""
-        by_fold = {str(fold): dict(weights) for fold, weights in self.by_fold.items()}
-        return {"weights": dict(self.weights), "by_fold": by_fold, "score": self.score}
-
 
 @dataclass(frozen=True)
 class Evidence:

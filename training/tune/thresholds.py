@@ -8,7 +8,6 @@ other folds alone would have chosen *and kept*, so that a gain is a finding and 
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.bundle.tables import Thresholds, ThresholdTables, thresholds_to_json
+from inference.bundle.tables import StoredThresholds, Thresholds, ThresholdTables, stored_thresholds
 from inference.errors import UsageError
 from inference.files import write_whole
 from inference.labels import REGIONS, TUMOUR_LABELS, labels_from_regions, region_mask
@@ -27,6 +26,7 @@ from inference.refine.components import connected_components
 from inference.refine.postprocess import relabel_by_ratio, remove_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import subtype_tables
+from inference.schema import to_json
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case
 from training.data.stratify import SPACING, extraction_settings, save_subtypes
@@ -35,6 +35,7 @@ from training.evaluation.lesionwise import RegionScore, Version, score_case
 from training.fit.predict import scored_cases
 from training.tune.ensemble_weights import choose_weights
 from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions, mean_dice
+from training.tune.tuning import PredictedSubtypes, Scores, Tuning
 from training.workers import Workers, open_workers
 
 log = logging.getLogger(__name__)
@@ -382,26 +383,27 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
         tuned = tune_all(scorer, config.tuning.groups)
         scores = score_systems(config, cases, scorer, tuned)
     save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
-    tables = partial(tables_of, clusters=len(fit.model.centroids))
-    content = {
-        "weights": dict(chosen.weights),
-        "thresholds": thresholds_to_json(tables(tuned.choice)),
-        "nested_gain": tuned.overall.gains,
-        "honest_gain": honest_gains(scorer, tuned),
-        "metric": f"mean lesion-wise Dice {config.tuning.metric}",
-        "weight_choices": {name: choice.as_json() for name, choice in weights.items()},
-        "subtypes": {
-            "silhouettes": {str(count): value for count, value in fit.silhouettes.items()},
-            "of": {case.case: cluster for case, cluster in zip(cases, scorer.clusters, strict=True)},
-        },
-        "found": {name: thresholds_to_json(tables(choice)) for name, choice in tuned.overall.found.items()},
-        "by_fold": {
-            str(fold): {name: thresholds_to_json(tables(choice)) for name, choice in selection.steps.items()}
+
+    def stored(choice: Choice) -> StoredThresholds:
+        return stored_thresholds(tables_of(choice, len(fit.model.centroids)))
+
+    clusters = {case.case: cluster for case, cluster in zip(cases, scorer.clusters, strict=True)}
+    tuning = Tuning(
+        weights=dict(chosen.weights),
+        thresholds=stored(tuned.choice),
+        nested_gain=dict(tuned.overall.gains),
+        honest_gain=honest_gains(scorer, tuned),
+        metric=f"mean lesion-wise Dice {config.tuning.metric}",
+        weight_choices=weights,
+        subtypes=PredictedSubtypes(dict(fit.silhouettes), clusters),
+        found={name: stored(choice) for name, choice in tuned.overall.found.items()},
+        by_fold={
+            fold: {name: stored(choice) for name, choice in selection.steps.items()}
             for fold, selection in tuned.by_fold.items()
         },
-    }
-    for name, table in (("tuning", content), ("scores", scores)):
-        write_whole(work / f"{name}.json", (json.dumps(table, indent=1) + "\n").encode())
+    )
+    write_whole(work / "tuning.json", to_json(tuning))
+    write_whole(work / "scores.json", to_json(scores))
 
 
 def tables_of(choice: Choice, clusters: int) -> ThresholdTables:
@@ -465,11 +467,7 @@ def _predicted_subtypes(
     return fit, [None if vector is None else next(found) for vector in vectors]
 
 
-Scores = dict[str, dict[str, float]]
-"""Values by region and metric."""
-
-
-def score_systems(config: RunConfig, cases: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned) -> dict[str, Scores]:
+def score_systems(config: RunConfig, cases: Sequence[OutOfFold], scorer: Scorer, tuned: Tuned) -> Scores:
     """Out-of-fold Dice per system and region: whole-volume over cases that have the region (left out where none has),
     and lesion-wise.
 
@@ -489,7 +487,7 @@ def _score_pair(pair: tuple[NDArray[np.uint8], NDArray[np.uint8], Version]) -> d
     return score_case(reference, labels, SPACING, version, metrics="dice")
 
 
-def _score_system(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer) -> Scores:
+def _score_system(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer) -> dict[str, dict[str, float]]:
     cases = scorer.cases
     versions: tuple[Version, Version] = (2023, 2024)
     pairs = [(case.reference, labels_of(i), version) for version in versions for i, case in enumerate(cases)]
