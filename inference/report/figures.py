@@ -27,6 +27,7 @@ from inference.report.views import (
     choose_views,
     pixel_size,
     slice_of,
+    with_errors,
 )
 
 if TYPE_CHECKING:
@@ -113,6 +114,8 @@ def _crop(drawing: CaseDrawing) -> _Cropped:
     grey = {name: brightness(drawing.data[SEQUENCES.index(name)][box], inside) for name, _ in _COLUMNS}
     reference = None if drawing.reference is None else drawing.reference[box]
     views = choose_views(labels, inside, drawing.spacing)
+    if reference is not None:
+        views = with_errors(views, labels, reference, drawing.spacing[2])
     return _Cropped(grey, labels, reference, views, tuple(int(part.start) for part in box))
 
 

@@ -100,6 +100,23 @@ def choose_views(
     return (*views, *(View(plane, _fullest(mask, plane), f"most {shown}") for plane in others))
 
 
+def with_errors(
+    views: tuple[View, ...], labels: NDArray[np.uint8], reference: NDArray[np.uint8], depth: float
+) -> tuple[View, ...]:
+    """Views of labels (X, Y, Z), and ahead of them the axial slice in which most voxels of all regions are wrong.
+
+    `depth` is the voxel's edge along Z in mm. Where nothing is wrong, the views are as they were.
+    """
+    wrong = np.zeros(labels.shape[2], np.int64)
+    for region in REGIONS:
+        wrong += (region_mask(labels, region) ^ region_mask(reference, region)).sum(axis=(0, 1))
+    if not wrong.any():
+        return views
+    worst = int(wrong.argmax())
+    others = [v for v in views if v.plane != "axial" or abs(v.index - worst) * depth >= _SAME_SLICE_MM]
+    return (View("axial", worst, "most errors"), *others)
+
+
 def _fullest(mask: NDArray[np.bool_], plane: Plane) -> int:
     axes = tuple(axis for axis in range(3) if axis != NORMAL_AXIS[plane])
     return int(mask.sum(axis=axes).argmax())

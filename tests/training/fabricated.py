@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nibabel
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
@@ -49,7 +50,9 @@ def fabricate(work: Path, cases: int = 6, *, scratch: bool = True) -> RunConfig:
     for stage in ("Dataset001_pretraining", "Dataset002_finetuning"):
         for name in ("NnUNetRegionTrainer__nnunet__3d_fullres", "MedNeXtRegionTrainer__mednext__3d_fullres"):
             for fold in range(config.folds):
-                write_checkpoint(work / "nnunet" / "trainings" / stage / name / f"fold_{fold}", epochs=8, seed=fold)
+                folder = work / "nnunet" / "trainings" / stage / name / f"fold_{fold}"
+                write_checkpoint(folder, epochs=8, seed=fold)
+                Image.new("RGB", (30, 54), "white").save(folder / "progress.png")
     models = ["nnunet", "mednext", *([SCRATCH] if scratch else [])]
     for number, entry in enumerate(entries):
         labels = load_labels(entry, config)

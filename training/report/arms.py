@@ -6,27 +6,26 @@ chose and kept.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.bundle.tables import parse_thresholds
-from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from training.config import RunConfig
 from training.data.datasets import CaseEntry
 from training.data.stratify import SPACING, load_subtypes
 from training.evaluation.lesionwise import Version, score_case
-from training.evaluation.systems import Systems
+from training.evaluation.systems import Difference, Systems
 from training.fit.predict import prediction_path, scored_cases
 from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions
 from training.tune.thresholds import GROUPS, SUBTYPES, Choice, choice_of, refined
+from training.tune.tuning import Tuning
 from training.workers import Workers
 
 log = logging.getLogger(__name__)
@@ -57,8 +56,6 @@ class Arm:
     """In files."""
     title: str
     """In tables and figures."""
-    spoken: str
-    """In sentences."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +69,17 @@ class Plan:
     steps: Mapping[int, Mapping[str, Choice]]
     """By fold: thresholds after each step."""
     clusters: Mapping[str, int | None]
-    """Subtype of each copy's predicted tumour."""
+    """Subtype of each case's predicted tumour."""
 
     @property
     def arms(self) -> tuple[Arm, ...]:
         """The arms in the order of the table."""
-        steps = [Arm(name, STEP_TITLES[name], "the refined ensemble") for name in next(iter(self.steps.values()))]
-        return (*map(_alone, self.models), Arm("ensemble", "weighted ensemble", "the weighted ensemble"), *steps)
-
-
-def _alone(model: str) -> Arm:
-    """The arm of a single model."""
-    title = model_title(model)
-    if model.endswith((SCRATCH, PRETRAINED)):
-        return Arm(model, title, title)
-    return Arm(model, f"{title} alone", f"fine-tuned {title}")
+        alone = [
+            Arm(name, model_title(name) + ("" if name.endswith((SCRATCH, PRETRAINED)) else " alone"))
+            for name in self.models
+        ]
+        steps = [Arm(name, STEP_TITLES[name]) for name in next(iter(self.steps.values()))]
+        return (*alone, Arm("ensemble", "weighted ensemble"), *steps)
 
 
 def model_title(name: str) -> str:
@@ -98,31 +91,17 @@ def model_title(name: str) -> str:
     return f"{title} before fine-tuning" if name.endswith(PRETRAINED) else title
 
 
-def read_plan(config: RunConfig, work: Path) -> Plan:
-    """The plan of a run that was tuned; UsageError where `tuning.json` does not say what each fold chose."""
-    tuning = json.loads((work / "tuning.json").read_text(encoding="utf-8"))
-    if "by_fold" not in tuning:
-        raise UsageError(f"{work / 'tuning.json'} does not say what each fold chose: run the step `tune` again")
-    clusters = load_subtypes(work / "subtypes.json").clusters
-    weights = tuning["weight_choices"][config.tuning.weights]["by_fold"]
-    steps = {
-        int(fold): _steps(
-            {name: choice_of(parse_thresholds(value, "tuning.json", clusters)) for name, value in s.items()}
-        )
-        for fold, s in tuning["by_fold"].items()
-    }
-    return Plan(
-        models=(*_comparison_models(config, work), *(model.name for model in config.models)),
-        weights={int(fold): values for fold, values in weights.items()},
-        steps=steps,
-        clusters=tuning["subtypes"]["of"],
-    )
-
-
-def _steps(chosen: Mapping[str, Choice]) -> dict[str, Choice]:
-    """The choice after each step that the run took, that of all subtypes as one."""
-    steps = {name: choice for name, choice in chosen.items() if name in GROUPS}
-    return steps if len(steps) == len(chosen) else {**steps, SUBTYPES: list(chosen.values())[-1]}
+def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
+    """The plan of a run that was tuned."""
+    count = load_subtypes(work / "subtypes.json").clusters
+    steps = {}
+    for fold, chosen in tuning.by_fold.items():
+        choices = {name: choice_of(stored.tables("tuning.json", count)) for name, stored in chosen.items()}
+        steps[fold] = {name: choice for name, choice in choices.items() if name in GROUPS}
+        if len(steps[fold]) < len(choices):  # the choices of all subtypes are one step
+            steps[fold][SUBTYPES] = list(choices.values())[-1]
+    models = (*_comparison_models(config, work), *(model.name for model in config.models))
+    return Plan(models, tuning.weight_choices[config.tuning.weights].by_fold, steps, tuning.subtypes.of)
 
 
 def _comparison_models(config: RunConfig, work: Path) -> list[str]:
@@ -157,9 +136,7 @@ class CaseScores:
     """How every arm did on one case."""
 
     case: str
-    """The case."""
     fold: int
-    """The case's fold."""
     present: tuple[str, ...]
     """Regions that the reference has."""
     scores: Mapping[str, Mapping[int, Scores]]
@@ -174,12 +151,10 @@ def score_one(scored: tuple[CaseEntry, int], config: RunConfig, work: Path, plan
     for name, labels in label_maps(loaded, plan):
         key = labels.tobytes()
         if key not in known:
+            found = {version: score_case(loaded.reference, labels, SPACING, version) for version in VERSIONS}
             known[key] = {
-                version: {
-                    region: score.named()
-                    for region, score in score_case(loaded.reference, labels, SPACING, version).items()
-                }
-                for version in VERSIONS
+                version: {region: score.named() for region, score in regions.items()}
+                for version, regions in found.items()
             }
         scores[name] = known[key]
     present = tuple(region for region in REGIONS if region_mask(loaded.reference, region).any())
@@ -208,3 +183,43 @@ def systems_of(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Versi
     values = np.concatenate([values, values.mean(axis=2, keepdims=True)], axis=2)
     names, cases = tuple(arm.title for arm in arms), tuple(entry.case for entry in scores)
     return Systems(version, names, cases, (*REGIONS, MEAN), METRICS, values, {})
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim of the paper, and the difference of two arms that speaks for or against it."""
+
+    text: str
+    difference: Difference
+    """Lesion-wise Dice, mean over regions; positive where the claim holds."""
+
+    @property
+    def answer(self) -> Literal["supported", "contradicted", "not decided"]:
+        """What the interval says: it decides where it excludes zero."""
+        if self.difference.low > 0:
+            return "supported"
+        return "contradicted" if self.difference.high < 0 else "not decided"
+
+
+def claims(arms: Sequence[Arm], found: Sequence[Difference]) -> list[Claim]:
+    """The paper's claims about the arms that there are, with their differences among those of all pairs."""
+    titles = {arm.name: arm.title for arm in arms}
+    alone = list(titles)[: list(titles).index("ensemble")]
+    models = [name for name in alone if not name.endswith((SCRATCH, PRETRAINED))]
+    last = arms[-1].name
+    gains = {SCRATCH: "pretraining and fine-tuning over training from scratch", PRETRAINED: "fine-tuning"}
+    asked = [
+        (f"{model_title(name)} gains by {gain}", name, f"{name}{kind}")
+        for kind, gain in gains.items()
+        for name in models
+        if f"{name}{kind}" in titles
+    ]
+    if len(models) > 1:
+        asked += [(f"The ensemble gains over {titles[name]}", "ensemble", name) for name in models]
+    if last != "ensemble":
+        asked.append(("All of refinement gains over the ensemble as it is", last, "ensemble"))
+    scratch = [name for name in alone if name.endswith(SCRATCH)]
+    asked += [(f"The whole method gains over {titles[name]}", last, name) for name in scratch]
+    # Pairs come as later minus earlier, and claims are about later against earlier.
+    of = {(d.system, d.against): d for d in found if (d.region, d.metric) == (MEAN, "lesionwise_dice")}
+    return [Claim(text, of[titles[system], titles[against]]) for text, system, against in asked]

@@ -1,9 +1,9 @@
-"""Training curves, from the log that nnU-Net keeps in its checkpoints."""
+"""Training curves, from the log that nnU-Net keeps in its checkpoints, and the picture that it draws of them."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class Curve:
     """The model, by the name of its plans."""
     fold: int
     """The fold that it did not see."""
+    folder: Path
+    """Where it lies, with nnU-Net's `progress.png`."""
     finished: bool
     """Whether it came to its end."""
     train_loss: tuple[float, ...]
@@ -40,35 +42,25 @@ class Curve:
     seconds: float
     """Sum of the epochs' durations."""
 
-    @property
-    def epochs(self) -> int:
-        """Epochs that are over."""
-        return len(self.train_loss)
-
 
 def read_curves(work: Path) -> list[Curve]:
     """The curves of all trainings of a run that have a checkpoint, in the order of stage, model and fold."""
-    found = _curves(work / "nnunet" / "trainings")
-    return sorted(found, key=lambda curve: (curve.order, curve.stage, curve.model, curve.fold))
-
-
-def _curves(trainings: Path) -> Iterator[Curve]:
-    for folder in sorted(trainings.glob("Dataset[0-9]*_*/*__*__*/fold_*")):
+    curves = []
+    for folder in (work / "nnunet" / "trainings").glob("Dataset[0-9]*_*/*__*__*/fold_*"):
         number, _, stage = folder.parent.parent.name.removeprefix("Dataset").partition("_")
         model, fold = folder.parent.name.split("__")[1], int(folder.name.removeprefix("fold_"))
-        for name in CHECKPOINTS:
-            found = _read_log(folder / name)
-            if found is not None:
-                yield _curve(found, (int(number), stage, model, fold), finished=name == CHECKPOINTS[0])
-                break
-
-
-def _curve(found: Mapping[str, object], training: tuple[int, str, str, int], *, finished: bool) -> Curve:
-    train, validation, dice = (_numbers(found.get(key)) for key in ("train_losses", "val_losses", "ema_fg_dice"))
-    starts, ends = (_numbers(found.get(f"epoch_{side}_timestamps")) for side in ("start", "end"))
-    epochs = min(len(train), len(validation), len(dice))  # a checkpoint may be written in the middle of an epoch's log
-    seconds = sum(end - start for start, end in zip(starts, ends, strict=False))
-    return Curve(*training, finished, train[:epochs], validation[:epochs], dice[:epochs], seconds)
+        logs = ((name, logged) for name in CHECKPOINTS if (logged := _read_log(folder / name)) is not None)
+        found, logged = next(logs, (None, None))
+        if logged is None:
+            continue
+        columns = [_numbers(logged, key) for key in ("train_losses", "val_losses", "ema_fg_dice")]
+        epochs = min(map(len, columns))  # a checkpoint may be written in the middle of an epoch's log
+        train, validation, dice = (column[:epochs] for column in columns)
+        starts, ends = (_numbers(logged, f"epoch_{side}_timestamps") for side in ("start", "end"))
+        seconds = sum(end - start for start, end in zip(starts, ends, strict=False))
+        finished = found == CHECKPOINTS[0]
+        curves.append(Curve(int(number), stage, model, fold, folder, finished, train, validation, dice, seconds))
+    return sorted(curves, key=lambda curve: (curve.order, curve.stage, curve.model, curve.fold))
 
 
 def _read_log(path: Path) -> Mapping[str, object] | None:
@@ -85,5 +77,6 @@ def _read_log(path: Path) -> Mapping[str, object] | None:
     return found if isinstance(found, dict) else None
 
 
-def _numbers(values: object) -> tuple[float, ...]:
+def _numbers(logged: Mapping[str, object], key: str) -> tuple[float, ...]:
+    values = logged.get(key)
     return tuple(float(value) for value in values) if isinstance(values, Sequence) else ()

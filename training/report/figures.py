@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import numpy as np
 
 from training.evaluation.systems import Systems
-from training.report.curves import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,13 +20,6 @@ COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E
 """Okabe and Ito's palette without its yellow, which white paper swallows; a grey instead."""
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 """So that nothing is told by colour alone."""
-DASHES: Final[Sequence[str | tuple[int, tuple[float, ...]]]] = (
-    "solid",
-    "dashed",
-    "dotted",
-    "dashdot",
-    (0, (5, 1, 1, 1, 1, 1)),
-)
 _WIDTH: Final = 4.4
 """Inches: on a phone's screen letters keep nearly their size."""
 _SETTINGS: Final[Mapping[str, object]] = {
@@ -74,26 +66,6 @@ def silhouettes(values: Mapping[int, float]) -> bytes:
     axes.set_xticks(counts)
     axes.set_xlabel("clusters")
     axes.set_ylabel("mean silhouette")
-    return _svg(figure)
-
-
-def curves(trainings: Sequence[Curve]) -> bytes:
-    """Losses and pseudo Dice of one stage of one model, a line for each fold."""
-    figure, (loss, dice) = _new(4.8, panels=2)
-    for curve in trainings:
-        epochs = np.arange(1, curve.epochs + 1)
-        colour, marker = _at(COLOURS, curve.fold), "." if curve.epochs < 3 else ""
-        loss.plot(epochs, curve.train_loss, color=colour, linewidth=1.3, marker=marker)
-        loss.plot(epochs, curve.validation_loss, color=colour, linewidth=1.1, marker=marker, linestyle="dotted")
-        dash, label = _at(DASHES, curve.fold), f"fold {curve.fold}"
-        dice.plot(epochs, curve.pseudo_dice, color=colour, linewidth=1.3, marker=marker, linestyle=dash, label=label)
-    loss.set_ylabel("loss (dotted: held out)")
-    dice.set_ylabel("pseudo Dice, smoothed")
-    dice.set_ylim(0, 1)
-    dice.set_xlabel("epoch")
-    dice.locator_params(axis="x", integer=True)
-    handles, labels = dice.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, columnspacing=1)
     return _svg(figure)
 
 

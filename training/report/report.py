@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from html import escape
-from importlib.resources import files
+from dataclasses import asdict
 from pathlib import Path
-from string import Template
 
+from inference.errors import UsageError
 from inference.report.record import plain
+from inference.schema import read_json, to_json
+from inference.templates import render
+from training.bundles.freeze import provenance
 from training.config import RunConfig
+from training.data.datasets import read_cases
+from training.data.folds import FoldMap
+from training.data.stratify import load_subtypes
 from training.evaluation import compare
 from training.evaluation.evaluate import Evaluation
-from training.evaluation.lesionwise import Version
-from training.evaluation.systems import Systems, differences
+from training.evaluation.systems import differences
 from training.evaluation.tables import write_text
-from training.report import sections
-from training.report.arms import VERSIONS, CaseScores, Plan, read_plan, score_arms, systems_of
-from training.report.curves import Curve, read_curves
-from training.report.sections import Folded, Section
-from training.report.tables import Table
-from training.report.verdicts import Verdict, verdicts
-from training.workers import Workers, open_workers
-
-log = logging.getLogger(__name__)
+from training.report import sections, tables
+from training.report.arms import VERSIONS, Claim, claims, make_plan, score_arms, systems_of
+from training.report.curves import read_curves
+from training.report.sections import Section
+from training.tune.tuning import read_tuning
+from training.workers import open_workers
 
 FOLDER = "report"
 """Of a run's folder."""
@@ -34,105 +32,66 @@ PAGE = "index.html"
 """The page's name in it."""
 
 
-@dataclass(frozen=True)
-class _Comparison:
-    """The arms on all cases, and what follows."""
-
-    plan: Plan
-    scores: Sequence[CaseScores]
-    systems: Mapping[Version, Systems]
-    verdicts: Sequence[Verdict]
-
-
 def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jobs: int = 0) -> Path:
     """Write the report of a run to `work/report` and return its page; of a run that is under way, what there is so far.
 
-    UsageError where the run has no cases yet, or tuned with a revision that did not say what each fold chose.
+    UsageError where the run has no cases yet, or a file of it does not say what it should.
     """
-    curves = read_curves(work)
+    folder, entries = work / FOLDER, read_cases(work / "cases.json")
     found: list[Section] = []
-    comparison = None
-    if (work / "tuning.json").is_file():
-        with open_workers(jobs) as workers:
-            comparison = _compare(config, work, workers)
-        found += _comparison_sections(config, work, comparison)
+    said: list[Claim] = []
+    is_tuned = (work / "tuning.json").is_file()
+    if is_tuned:
+        said, found = _compare_arms(config, work, jobs)
     if (work / "folds.json").is_file():
-        found.append(sections.strata_section(config, work))
-    found += [sections.curves_section(curves), sections.provenance_section(config, work, revision)]
-    folder = work / FOLDER
-    write_text(folder / PAGE, render_page(config, found, finished=comparison is not None))
-    write_text(folder / "tables.md", _markdown(config, found))
-    write_text(folder / "report.json", _as_json(found, curves, comparison))
-    if comparison is not None:
-        _write_scores(comparison, folder)
+        found.append(sections.strata_section(read_json(work / "folds.json", FoldMap, UsageError)))
+    curves = read_curves(work)
+    found.append(sections.curves_section(curves))
+    sources = tables.sources_table(config, entries)
+    found.append(Section("provenance", "What this was made from", tables=[sources]))
+    made = provenance(config, entries, revision)
+    title = f"Training run {config.bundle.name} {config.bundle.version}"
+    page = render(
+        "training.report/page.html.jinja",
+        title=title,
+        sections=found,
+        config=config,
+        claims=said,
+        is_tuned=is_tuned,
+        facts=tables.provenance_facts(config, revision, made.libraries),
+        settings=json.dumps(made.config, indent=1, ensure_ascii=False),
+    )
+    write_text(folder / PAGE, page)
+    write_text(folder / "tables.md", render("training.report/tables.md.jinja", title=title, sections=found))
+    content = {
+        "claims": [{**asdict(claim), "answer": claim.answer} for claim in said],
+        "tables": {section.anchor: [asdict(table) for table in section.tables] for section in found},
+        "trainings": [{**asdict(curve), "folder": curve.folder.name} for curve in curves],
+    }
+    write_text(folder / "report.json", to_json(plain(content)).decode())
     return folder / PAGE
 
 
-def _compare(config: RunConfig, work: Path, workers: Workers) -> _Comparison:
-    plan = read_plan(config, work)
-    scores = score_arms(config, work, plan, workers)
+def _compare_arms(config: RunConfig, work: Path, jobs: int) -> tuple[list[Claim], list[Section]]:
+    """Score the arms; write their scores as `evaluate` does, for `compare`, and the comparison of all pairs."""
+    tuning, ruling = read_tuning(config, work), config.tuning.metric
+    plan = make_plan(config, work, tuning)
+    with open_workers(jobs) as workers:
+        scores = score_arms(config, work, plan, workers)
     systems = {version: systems_of(scores, plan.arms, version) for version in VERSIONS}
-    return _Comparison(plan, scores, systems, verdicts(systems[config.tuning.metric], plan.arms))
-
-
-def _comparison_sections(config: RunConfig, work: Path, found: _Comparison) -> list[Section]:
-    said = sections.verdict_section(found.verdicts)
-    numbers = sections.comparison_table(found.verdicts)
-    return [
-        Section(said.anchor, said.title, (*said.parts, sections.folded("The same in numbers", numbers))),
-        sections.arms_section(config, found.scores, found.plan.arms, found.systems),
-        sections.refinement_section(config, work),
-        sections.weights_section(config, work),
-        sections.hardest_section(config, work, found.plan, found.scores, config.tuning.metric),
+    tests = {version: differences(each) for version, each in systems.items()}
+    for version in VERSIONS:
+        for arm in plan.arms:
+            evaluation = Evaluation(version, {entry.case: entry.scores[arm.name][version] for entry in scores})
+            write_text(work / FOLDER / "scores" / str(version) / f"{arm.name}.json", evaluation.as_json())
+        comparison = compare.report(systems[version], tests[version])
+        write_text(work / FOLDER / f"comparison.{version}.md", comparison)
+    said = claims(plan.arms, tests[ruling])
+    clusters = load_subtypes(work / "subtypes.json").clusters
+    return said, [
+        Section("claims", "What the cases say", tables=[tables.claims_table(said)]),
+        sections.arms_section(ruling, scores, plan.arms, systems),
+        sections.refinement_section(ruling, tuning, clusters),
+        Section("weights", "Ensemble weights", tables=[tables.weights_table(config, tuning)]),
+        sections.hardest_section(config, work, plan, scores, ruling),
     ]
-
-
-def render_page(config: RunConfig, found: Sequence[Section], *, finished: bool) -> str:
-    """The page with these sections."""
-    assets = files("training.report") / "assets"
-    style, page = (assets.joinpath(f"page.{kind}").read_text("utf-8") for kind in ("css", "html"))
-    state = "" if finished else " The run is not tuned yet: arms, refinement and weights are still to come."
-    return Template(page).substitute(
-        title=escape(f"Training run {config.bundle.name} {config.bundle.version}"),
-        summary=escape(f"{len(config.models)} models, {config.folds} folds.{state}"),
-        style=style,
-        links="".join(f'<li><a href="#{section.anchor}">{escape(section.title)}</a></li>' for section in found),
-        sections="\n".join("\n".join(sections.render(section)) for section in found),
-    )
-
-
-def _tables(section: Section) -> list[Table]:
-    """The tables of a section, those on demand too."""
-    found = []
-    for part in section.parts:
-        found += [part] if isinstance(part, Table) else part.tables if isinstance(part, Folded) else []
-    return found
-
-
-def _markdown(config: RunConfig, found: Sequence[Section]) -> str:
-    parts = [f"# Training run {config.bundle.name} {config.bundle.version}\n"]
-    for section in found:
-        if tables := _tables(section):
-            parts += [f"## {section.title}\n", *(table.as_markdown() for table in tables)]
-    return "\n".join(parts) + "\n"
-
-
-def _as_json(found: Sequence[Section], curves: Sequence[Curve], comparison: _Comparison | None) -> str:
-    said = [] if comparison is None else comparison.verdicts
-    content = {
-        "verdicts": [{**asdict(verdict), "shown": verdict.shown, "sentence": verdict.sentence} for verdict in said],
-        "tables": {section.anchor: [asdict(table) for table in _tables(section)] for section in found},
-        "trainings": [asdict(curve) for curve in curves],
-    }
-    return json.dumps(plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _write_scores(comparison: _Comparison, folder: Path) -> None:
-    """Scores of every arm as `evaluate` writes them, for `compare`, and the comparison of all pairs of arms."""
-    for version, systems in comparison.systems.items():
-        for arm in comparison.plan.arms:
-            evaluation = Evaluation(
-                version, {entry.case: entry.scores[arm.name][version] for entry in comparison.scores}
-            )
-            write_text(folder / "scores" / str(version) / f"{arm.name}.json", evaluation.as_json())
-        write_text(folder / f"comparison.{version}.md", compare.report(systems, differences(systems)))

@@ -1,15 +1,27 @@
-"""A table once, for the page and for the Markdown file beside it."""
+"""The tables of the report, from numbers; each once, for the page, the Markdown file and the JSON beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 
+import numpy as np
+
+from inference.bundle.tables import Thresholds, ThresholdTables
+from inference.labels import REGIONS, TUMOUR_LABELS
+from training.config import RunConfig
+from training.data.datasets import CaseEntry
+from training.data.folds import FoldMap
+from training.evaluation.lesionwise import Version
+from training.evaluation.systems import Systems
 from training.evaluation.tables import markdown
-
-_LONG = 30
-"""Letters from which on a cell is text."""
+from training.report.arms import MEAN, Arm, CaseScores, Claim, model_title
+from training.report.curves import Curve
+from training.tune.ensemble_weights import PAPER_WEIGHTS
+from training.tune.thresholds import LEAST_GAIN
+from training.tune.tuning import Tuning
 
 
 @dataclass(frozen=True)
@@ -17,42 +29,200 @@ class Table:
     """Cells as they are to be read."""
 
     caption: str
-    """What it shows."""
     header: Sequence[str]
-    """Names of the columns."""
     rows: Sequence[Sequence[str]]
     """The first cell of a row names it."""
     note: str = ""
     """What has to be known to read it."""
+    folded: bool = False
+    """Whether the page shows it on demand only."""
 
-    def as_markdown(self) -> str:
-        """Caption, table and note."""
-        note = f"{self.note}\n" if self.note else ""
-        return "\n".join(part for part in (f"### {self.caption}\n", markdown(self.header, self.rows), note) if part)
-
-    def as_html(self) -> str:
-        """A table that scrolls by itself, with the keyboard too, where the screen is narrow."""
-        head = "".join(f'<th scope="col">{escape(cell)}</th>' for cell in self.header)
-        body = "\n".join(
-            f'<tr><th scope="row">{escape(row[0])}</th>{"".join(map(_cell, row[1:]))}</tr>' for row in self.rows
-        )
-        note = f'<p class="hint">{escape(self.note)}</p>' if self.note else ""
-        caption = escape(self.caption)
-        return (
-            f'<h3>{caption}</h3><div class="scroll" tabindex="0" role="region" aria-label="{caption}">'
-            f"<table><thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody></table></div>{note}"
-        )
-
-
-def _cell(text: str) -> str:
-    """A cell that breaks its lines where it holds a sentence rather than a number."""
-    return f'<td class="long">{escape(text)}</td>' if len(text) > _LONG else f"<td>{escape(text)}</td>"
+    @property
+    def markdown(self) -> str:
+        """Header and rows as Markdown."""
+        return markdown(self.header, self.rows)
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation of the population, as `evaluate` gives it; a dash for no values."""
-    import statistics
-
     if not values:
         return "–"
     return f"{statistics.fmean(values):.{digits}f} ± {statistics.pstdev(values):.{digits}f}"
+
+
+def claims_table(found: Sequence[Claim]) -> Table:
+    """The paired differences behind the claims."""
+    rows = [
+        [
+            f"{d.system} − {d.against}",
+            f"{d.mean:+.3f}",
+            f"{d.low:+.3f} to {d.high:+.3f}",
+            f"{d.p_value:.3f}",
+            "yes" if d.low > 0 or d.high < 0 else "no",
+        ]
+        for d in (claim.difference for claim in found)
+    ]
+    header = ["difference", f"Dice, {MEAN}", "95 % interval", "p", "excludes zero"]
+    return Table("The same in numbers", header, rows, folded=True)
+
+
+def lesionwise_table(systems: Systems, caption: str, *, folded: bool = False) -> Table:
+    """Mean and standard deviation over cases of lesion-wise Dice and HD95 per region."""
+    rows = []
+    for s, name in enumerate(systems.names):
+        cells = [name]
+        for metric, digits in (("lesionwise_dice", 3), ("lesionwise_hd95", 1)):
+            at = systems.metrics.index(metric)
+            cells += [spread(systems.values[s, :, r, at].tolist(), digits) for r in range(len(systems.regions))]
+        rows.append(cells)
+    header = ["arm", *(f"{r} Dice" for r in systems.regions), *(f"{r} HD95, mm" for r in systems.regions)]
+    note = f"Mean ± standard deviation over {len(systems.cases)} cases. Arms with a + include those before them."
+    return Table(caption, header, rows, note, folded)
+
+
+def whole_volume_table(scores: Sequence[CaseScores], arms: Sequence[Arm]) -> Table:
+    """Dice of whole volumes, over the cases whose reference has the region."""
+    rows = []
+    for arm in arms:
+        of_regions = ([e.scores[arm.name][2023][r]["dice"] for e in scores if r in e.present] for r in REGIONS)
+        rows.append([arm.title, *map(spread, of_regions)])
+    counts = ", ".join(f"{region} {sum(region in entry.present for entry in scores)}" for region in REGIONS)
+    note = f"Mean ± standard deviation over the cases whose reference has the region: {counts}."
+    return Table("Table 2: Dice of whole volumes", ["arm", *REGIONS], rows, note)
+
+
+def fold_table(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Version) -> Table:
+    """Lesion-wise Dice of the models alone, fold by fold."""
+    folds = sorted({entry.fold for entry in scores})
+    rows = []
+    for arm in arms[: [arm.name for arm in arms].index("ensemble")]:
+        for region in REGIONS:
+            values = [(e.fold, e.scores[arm.name][version][region]["lesionwise_dice"]) for e in scores]
+            means = [f"{np.mean([value for own, value in values if own == fold]):.3f}" for fold in folds]
+            rows.append([f"{arm.title}, {region}", *means, spread([value for _, value in values])])
+    header = ["model, region", *(f"fold {fold}" for fold in folds), "all cases"]
+    return Table(f"Table 1: lesion-wise Dice {version} by fold", header, rows, folded=True)
+
+
+def found_table(tuning: Tuning, clusters: int) -> Table:
+    """What the search found for each group of thresholds, and whether it was kept."""
+    rows = []
+    for name, stored in tuning.found.items():
+        gain, found = tuning.nested_gain[name], _found_words(name, stored.tables("tuning.json", clusters))
+        verdict = "kept" if gain > LEAST_GAIN else "nothing found" if found == "as it is" else "rejected"
+        rows.append([group_title(name), found, f"{gain:+.4f}", verdict])
+    note = (
+        "A group is kept only where choosing it on the other folds gains on the fold that is left out. That gain "
+        "decides; the one above judges, since it is measured on folds that took no part in deciding either."
+    )
+    header = ["group", "found", "nested gain", "verdict"]
+    return Table("What the search on all cases found, and what was kept", header, rows, note)
+
+
+def _found_words(name: str, found: ThresholdTables) -> str:
+    if name == "regions":
+        shares = ", ".join(f"{region} {value:g}" for region, value in zip(REGIONS, found.regions, strict=True))
+        return "as it is" if set(found.regions) == {0.5} else shares
+    thresholds = found.overall
+    if name.startswith("subtypes"):
+        own = found.subtypes[int(name.rpartition(" ")[2])]
+        return "as it is" if found.use == "global" or own == thresholds else _threshold_words(own)
+    if name == "components":
+        return _threshold_words(dataclasses.replace(thresholds, et_wt_ratio=0.0))
+    return "as it is" if not thresholds.et_wt_ratio else f"ET/WT ≥ {thresholds.et_wt_ratio:g}"
+
+
+def _threshold_words(thresholds: Thresholds) -> str:
+    words = [f"{label} ≥ {size:g} mm³" for label, size in thresholds.smallest_component_mm3.items() if size]
+    words += [f"ET/WT ≥ {thresholds.et_wt_ratio:g}"] if thresholds.et_wt_ratio else []
+    return ", ".join(words) or "as it is"
+
+
+def group_title(name: str) -> str:
+    """What a group of thresholds is called where people read."""
+    if name.startswith("subtypes "):
+        return f"own thresholds of cluster {name.rpartition(' ')[2]}"
+    return {"regions": "region thresholds", "components": "component removal", "ratio": "relabelling"}[name]
+
+
+def ruling_table(tuning: Tuning, clusters: int) -> Table:
+    """The thresholds of the bundle, for all tumours and for each subtype."""
+    tables, of = tuning.thresholds.tables("tuning.json", clusters), tuning.subtypes.of
+    ruled = [(f"all copies ({len(of)})", tables.overall, "")]
+    for cluster, own in tables.subtypes.items():
+        count = list(of.values()).count(cluster)
+        ruled.append((f"cluster {cluster} ({count})", own, "own" if own != tables.overall else "those of all"))
+    labels = [label.name for label in TUMOUR_LABELS]
+    rows = []
+    for name, thresholds, whose in ruled:
+        sizes = [thresholds.smallest_component_mm3[label] for label in labels]
+        rows.append([name, *(f"{value:g}" for value in (*tables.regions, *sizes, thresholds.et_wt_ratio)), whose])
+    header = ["tumours", *(f"{r} above" for r in REGIONS), *(f"{x} mm³" for x in labels), "ET/WT", "thresholds"]
+    note = "Region thresholds are probabilities; components smaller than mm³ are removed; 0 leaves everything alone."
+    return Table("What rules in the bundle", header, rows, note)
+
+
+def weights_table(config: RunConfig, tuning: Tuning) -> Table:
+    """All ways to weigh the models, side by side with the paper's."""
+    names = [model.name for model in config.models]
+    rows = []
+    for way, choice in tuning.weight_choices.items():
+        cells = [f"{choice.weights[name]:.4f}" for name in names]
+        rows.append([way, *cells, f"{choice.score:.4f}", "rules" if way == config.tuning.weights else ""])
+    published = ", ".join(f"{name} {value:.4f}" for name, value in PAPER_WEIGHTS.items())
+    note = (
+        f"The paper's: {published} (17/36 and 19/36). Scores: mean lesion-wise Dice {config.tuning.metric} of the "
+        "plain ensemble, each copy under the weights that the other folds give."
+    )
+    return Table("Weights by every way", ["way", *map(model_title, names), "score out of fold", ""], rows, note)
+
+
+def strata_table(strata: FoldMap) -> Table:
+    """Cases, patients and subtypes of each fold."""
+    kinds = sorted(set(strata.clusters.values()))
+    rows = []
+    for fold in sorted(set(strata.folds.values())):
+        inside = [case for case, own in strata.folds.items() if own == fold]
+        patients = {strata.patients.get(case, case) for case in inside}
+        each = [str(sum(strata.clusters.get(case) == kind for case in inside)) for kind in kinds]
+        rows.append([f"fold {fold}", str(len(inside)), str(len(patients)), *each])
+    return Table("Cases per fold", ["", "cases", "patients", *(f"cluster {kind}" for kind in kinds)], rows)
+
+
+def trainings_table(curves: Sequence[Curve]) -> Table:
+    """How far every training came, and how long it took."""
+    rows = []
+    for curve in curves:
+        lines = (curve.train_loss, curve.validation_loss, curve.pseudo_dice)
+        last = [f"{line[-1]:.3f}" if line else "–" for line in lines]
+        epochs = f"{len(curve.train_loss)}{'' if curve.finished else ', not finished'}"
+        name = f"{model_title(curve.model)}, {curve.stage}, fold {curve.fold}"
+        rows.append([name, epochs, *last, f"{curve.seconds / 60:.1f}"])
+    header = ["training", "epochs", "last loss", "held out", "pseudo Dice", "minutes"]
+    note = "Losses and pseudo Dice are nnU-Net's, on patches: they draw the curve."
+    return Table("Trainings", header, rows, note, folded=True)
+
+
+def sources_table(config: RunConfig, entries: Sequence[CaseEntry]) -> Table:
+    """The data of a run, by source."""
+    rows = []
+    for source in config.sources:
+        own = [entry for entry in entries if entry.source == source.name]
+        used = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
+        counts = [str(len(own)), str(sum(entry.in_folds for entry in own))]
+        kind = "phantoms" if source.phantoms else "scans"
+        licence, doi = source.licence or "not stated", source.doi or "–"
+        rows.append([source.name, *counts, kind, ", ".join(used) or "none", licence, doi])
+    return Table("Data", ["source", "cases", "in folds", "kind", "used in", "licence", "DOI"], rows)
+
+
+def provenance_facts(config: RunConfig, revision: str, libraries: Mapping[str, str]) -> dict[str, str]:
+    """What a bundle of the run would say of itself."""
+    return {
+        "Bundle": f"{config.bundle.name} {config.bundle.version}",
+        "Intended use": config.bundle.intended_use,
+        "Limits": config.bundle.limits,
+        "Licence of the weights": config.bundle.licence,
+        "Revision of the code": revision,
+        "Libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
+    }

@@ -17,7 +17,13 @@ def folder(work, fold=0, stage="Dataset001_pretraining", plans="nnunet"):
 def test_a_checkpoint_gives_its_curve(tmp_path):
     write_checkpoint(folder(tmp_path, 3), epochs=5, seed=0)
     (curve,) = read_curves(tmp_path)
-    assert (curve.stage, curve.model, curve.fold, curve.finished, curve.epochs) == ("pretraining", "nnunet", 3, True, 5)
+    assert (curve.stage, curve.model, curve.fold, curve.finished, len(curve.train_loss)) == (
+        "pretraining",
+        "nnunet",
+        3,
+        True,
+        5,
+    )
     assert curve.pseudo_dice == pytest.approx([0, 0.09, 0.18, 0.27, 0.36])
     assert curve.seconds == 5 * 28
     assert all(isinstance(value, float) for value in curve.train_loss)
@@ -26,13 +32,13 @@ def test_a_checkpoint_gives_its_curve(tmp_path):
 def test_a_training_under_way_gives_what_it_has(tmp_path):
     write_checkpoint(folder(tmp_path), epochs=2, seed=0, name="checkpoint_latest.pth")
     (curve,) = read_curves(tmp_path)
-    assert (curve.finished, curve.epochs) == (False, 2)
+    assert (curve.finished, len(curve.train_loss)) == (False, 2)
 
 
 def test_the_last_checkpoint_speaks(tmp_path):
     write_checkpoint(folder(tmp_path), epochs=4, seed=0)
     write_checkpoint(folder(tmp_path), epochs=2, seed=0, name="checkpoint_best.pth")
-    assert [curve.epochs for curve in read_curves(tmp_path)] == [4]
+    assert [len(curve.train_loss) for curve in read_curves(tmp_path)] == [4]
 
 
 def test_comparison_models_are_trainings_of_their_own(tmp_path):

@@ -18,12 +18,17 @@ from training.data.datasets import load_labels, read_cases, read_folds
 from training.evaluation.lesionwise import score_case
 from training.evaluation.systems import load_systems
 from training.fit.predict import prediction_path
-from training.report.arms import read_plan
+from training.report.arms import make_plan
 from training.report.report import write_report
 from training.report.sections import HARDEST
 from training.tune.thresholds import choice_of, refined
+from training.tune.tuning import read_tuning
 
 ARMS = [SCRATCH, "nnunet", "mednext", "ensemble", "regions", "components", "ratio", "subtypes"]
+
+
+def plan_of(config, work):
+    return make_plan(config, work, read_tuning(config, work))
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +46,7 @@ def tables(report, section):
 
 
 def test_all_arms_are_there_in_the_papers_order(finished):
-    assert [arm.name for arm in read_plan(*finished).arms] == ARMS
+    assert [arm.name for arm in plan_of(*finished).arms] == ARMS
 
 
 @pytest.mark.parametrize("version", [2023, 2024])
@@ -67,7 +72,7 @@ def test_a_models_scores_are_the_official_ones_of_its_whole_prediction(finished)
 def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
     config, work = finished
     tuning = json.loads((work / "tuning.json").read_text())
-    plan = read_plan(config, work)
+    plan = plan_of(config, work)
     from inference.bundle.tables import parse_thresholds
 
     clusters = len({cluster for cluster in tuning["subtypes"]["of"].values() if cluster is not None})
@@ -97,18 +102,20 @@ def test_table_3_holds_the_means_of_the_scores(finished, report):
     assert len(table["rows"]) == len(ARMS)
 
 
-def test_verdicts_are_on_the_page_as_the_numbers_have_them(report, page):
-    assert len(report["verdicts"]) == 5
-    for verdict in report["verdicts"]:
-        difference = verdict["difference"]
-        assert verdict["shown"] == (difference["low"] > 0 or difference["high"] < 0)
-        assert difference["mean"] == pytest.approx(np.mean(difference["per_case"]))
-        assert verdict["sentence"].replace("'", "&#x27;") in page
+def test_claims_are_on_the_page_as_the_numbers_have_them(report, page):
+    assert len(report["claims"]) == 5
+    for claim in report["claims"]:
+        found = claim["difference"]
+        expected = "supported" if found["low"] > 0 else "contradicted" if found["high"] < 0 else "not decided"
+        assert claim["answer"] == expected
+        assert found["mean"] == pytest.approx(np.mean(found["per_case"]))
+        assert f"{claim['text']}: {expected} by 6 cases" in page
+        assert f"({found['mean']:+.3f}, 95 % interval {found['low']:+.3f} to {found['high']:+.3f}," in page
 
 
 def test_the_fabricated_scratch_network_is_found_to_be_worse(report):
-    first = report["verdicts"][0]
-    assert first["question"]["against"]["name"] == SCRATCH
+    first = report["claims"][0]
+    assert first["difference"]["against"] == "nnU-Net from scratch"
     assert first["difference"]["mean"] > 0
 
 
@@ -173,8 +180,8 @@ def test_the_page_is_well_formed_and_needs_nothing_else(read):
 
 def test_pictures_are_embedded_and_described(read):
     images = [attributes for tag, attributes in read.elements if tag == "img"]
-    # Arms, clusters, silhouettes, four groups of trainings, hardest cases.
-    assert len(images) == 1 + 2 + 4 + HARDEST
+    # Arms, clusters, silhouettes, trainings, hardest cases.
+    assert len(images) == 1 + 2 + 2 * 2 * 3 + HARDEST
     assert all(image["alt"] for image in images)
     for image in images:
         head, _, data = image["src"].partition(";base64,")
@@ -223,18 +230,15 @@ def test_a_run_under_way_shows_what_there_is(finished, tmp_path):
     assert 'id="arms"' not in page
 
 
-def test_components_are_made_again_where_the_folds_lack_them(finished, tmp_path):
+def test_folds_without_components_have_no_picture_of_them(finished, tmp_path):
     config, work = finished
     older = copied(work, tmp_path, *STRATA)
     content = json.loads((older / "folds.json").read_text())
-    expected = content.pop("components")
+    del content["components"]
     (older / "folds.json").write_text(json.dumps(content))
-    from training.report.sections import _components
-
-    found = _components(config, older)
-    assert set(found) == set(expected)
-    for case, point in expected.items():
-        assert found[case] == pytest.approx(point)
+    page = write_report(config, older, jobs=1).read_text("utf-8")
+    assert "Mean silhouette" in page
+    assert "principal components" not in page
 
 
 def test_tuning_that_does_not_tell_its_folds_is_refused(finished, tmp_path):
@@ -243,7 +247,7 @@ def test_tuning_that_does_not_tell_its_folds_is_refused(finished, tmp_path):
     content = json.loads((older / "tuning.json").read_text())
     del content["by_fold"]
     (older / "tuning.json").write_text(json.dumps(content))
-    with pytest.raises(UsageError, match="run the step `tune` again"):
+    with pytest.raises(UsageError, match="by_fold: found nothing, expected"):
         write_report(config, older, jobs=1)
 
 
@@ -265,7 +269,7 @@ def tuned_groups(work, target, groups):
 def test_the_arms_are_the_groups_that_were_tuned(finished, tmp_path, groups):
     config, work = finished
     some = tuned_groups(work, tmp_path, groups)
-    arms = [arm.name for arm in read_plan(config, some).arms]
+    arms = [arm.name for arm in plan_of(config, some).arms]
     assert arms == [SCRATCH, "nnunet", "mednext", "ensemble", *groups]
 
 
@@ -274,6 +278,7 @@ def test_a_run_that_tunes_nothing_has_a_report(finished, tmp_path):
     page = write_report(config, tuned_groups(work, tmp_path, ()), jobs=1).read_text("utf-8")
     assert "weighted ensemble" in page
     assert "All of refinement" not in page
+    assert "The ensemble gains over nnU-Net alone" in page
 
 
 def test_a_comparison_model_that_is_not_complete_is_left_out(finished, tmp_path, caplog):
@@ -281,5 +286,5 @@ def test_a_comparison_model_that_is_not_complete_is_left_out(finished, tmp_path,
     names = (*STRATA, "tuning.json", "subtypes.json", "subtypes.safetensors", "out_of_fold")
     partial = copied(work, tmp_path, *names)
     next((partial / "out_of_fold" / SCRATCH).iterdir()).unlink()
-    assert SCRATCH not in [arm.name for arm in read_plan(config, partial).arms]
+    assert SCRATCH not in [arm.name for arm in plan_of(config, partial).arms]
     assert "5 of 6 cases" in caplog.text
