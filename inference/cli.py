@@ -298,8 +298,8 @@ def _explain(arguments: ExplainArguments) -> int:
 
 def _merge(arguments: MergeArguments) -> int:
     from inference.files import check_outputs, check_readable, prepare_folder, write_whole
-    from inference.report.merging import all_written, merge_records, summary_line
-    from inference.report.record import read_record, render_value
+    from inference.report.merging import merge_records, summary_line
+    from inference.report.record import read_record, render_record
 
     for path in (*arguments.records, *arguments.earlier):
         check_readable(path)
@@ -307,6 +307,6 @@ def _merge(arguments: MergeArguments) -> int:
     merged = merge_records(records, [read_record(path) for path in arguments.earlier])
     check_outputs({"--output": arguments.output}, [*arguments.records, *arguments.earlier])
     prepare_folder(arguments.output.parent)
-    write_whole(arguments.output, render_value(merged))
-    say(summary_line(merged) + "\n")
-    return ExitStatus.OK if all_written(merged) else ExitStatus.CASE_FAILED
+    write_whole(arguments.output, render_record(merged.run, merged.cases))
+    say(summary_line(merged.cases) + "\n")
+    return ExitStatus.OK if all(case.written for case in merged.cases) else ExitStatus.CASE_FAILED

@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import Final
 from urllib.parse import quote
 
 from inference.files import write_whole
 from inference.labels import REGIONS, TUMOUR_LABELS
-from inference.report.record import CaseRecord, RunRecord, plain, render_value
+from inference.refine.postprocess import RefinementRecord
+from inference.report.record import CaseRecord, RunRecord, plain
 from inference.report.views import EDGE_MARKS, LABEL_COLOURS, LABEL_NAMES, SEQUENCE_NAMES
+from inference.schema import to_json
 from inference.templates import render
-
-if TYPE_CHECKING:
-    from inference.refine.postprocess import RefinementRecord
 
 PAGE: Final = "index.html"
 """The page's name in the report's folder."""
@@ -102,8 +101,7 @@ def _summary(run: RunRecord, cases: Sequence[CaseRecord]) -> str:
 
 def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
     """Heading and cell of every column."""
-    refinement = cast("RefinementRecord | None", case.refinement)
-    volumes, agreement = case.volumes_ml or {}, case.agreement or {}
+    refinement, volumes, agreement = case.refinement, case.volumes_ml or {}, case.agreement or {}
     yield "Case", _Cell(case.id, style="id")
     yield "Status", _Cell(case.status + (" (earlier run)" if case.resumed else ""), style=case.status)
     for region in REGIONS:
@@ -174,7 +172,7 @@ def _shown(case: CaseRecord, folder: Path) -> _Shown:
     drawn = drawn and Path(case.id).name == case.id
     names = (f"{case.id}{suffix}" for suffix in (PICTURE_SUFFIX, VIEWER_SUFFIX))
     picture, script = (quote(name, safe="") if drawn and (folder / name).is_file() else "" for name in names)
-    record = render_value(plain(case)).decode()
+    record = to_json(plain(case)).decode()
     return _Shown(case.id, record, case.error, tuple(_notes(case)), picture, script)
 
 

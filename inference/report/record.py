@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ from numpy.typing import NDArray
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
+from inference.refine.postprocess import RefinementRecord
+from inference.schema import Text, read_json, to_json
 
-RECORD_SCHEMA: Final = 1
+RECORD_SCHEMA: Final[Literal[1]] = 1
 """Version of the record's layout."""
 
 Status = Literal["ok", "repaired", "failed", "empty"]
@@ -27,7 +28,7 @@ Status = Literal["ok", "repaired", "failed", "empty"]
 class CaseRecord:
     """What happened to one case."""
 
-    id: str
+    id: Text
     """ID of the case."""
     status: Status
     """See :data:`Status`."""
@@ -45,7 +46,7 @@ class CaseRecord:
     """Millilitres of WT, TC and ET."""
     agreement: Mapping[str, float] | None = None
     """Per region the mean Dice of the single networks with the ensemble, before refinement; None where not compared."""
-    refinement: object = None
+    refinement: RefinementRecord | None = None
     """Subtype, thresholds and what they removed."""
     error: str | None = None
     """Why it failed, in one line."""
@@ -72,6 +73,8 @@ class BundleIdentity:
 class RunRecord:
     """What happened in a run, its cases apart."""
 
+    schema: Literal[1] = field(default=RECORD_SCHEMA, kw_only=True)
+    """Version of the record's layout."""
     command: tuple[str, ...]
     """The arguments, as given."""
     bundle: BundleIdentity
@@ -100,6 +103,16 @@ class RunRecord:
     """What stopped the run before its last case, such as SIGTERM."""
     exit_status: int | None = None
     """Exit status of the program; None while it runs."""
+    shards: tuple[RunRecord, ...] | None = None
+    """The runs that this one was merged of; not in the file where it is None."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """The file: a run and its cases."""
+
+    run: RunRecord
+    cases: tuple[CaseRecord, ...]
 
 
 def volumes_ml(labels: NDArray[np.uint8], spacing: Sequence[float]) -> dict[str, float]:
@@ -110,43 +123,24 @@ def volumes_ml(labels: NDArray[np.uint8], spacing: Sequence[float]) -> dict[str,
 
 def render_record(run: RunRecord, cases: Sequence[CaseRecord]) -> bytes:
     """The record as JSON, `{"run": {…}, "cases": […]}`."""
-    value = {"run": {"schema": RECORD_SCHEMA, **_object(run)}, "cases": [_object(case) for case in cases]}
-    return render_value(value)
+    return to_json({"run": _facts(run), "cases": [plain(case) for case in cases]})
 
 
-def render_value(value: object) -> bytes:
-    """A record that is JSON already, as the bytes of its file."""
-    return (json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+def _facts(run: RunRecord) -> dict[str, object]:
+    """A run as JSON, with `shards` where it was merged of some."""
+    facts = {entry.name: plain(getattr(run, entry.name)) for entry in dataclasses.fields(run) if entry.name != "shards"}
+    return facts if run.shards is None else {**facts, "shards": [_facts(shard) for shard in run.shards]}
 
 
-def read_record(path: Path) -> dict[str, object]:
-    """The JSON of a record; UsageError where the file is none."""
-    try:
-        value: object = json.loads(path.read_bytes())
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not a run's record (not valid JSON)") from error
-    if (
-        not isinstance(value, dict)
-        or not isinstance(value.get("run"), dict)
-        or not isinstance(value.get("cases"), list)
-    ):
-        raise UsageError(f"{path}: not a run's record (expected the keys run and cases)")
-    if value["run"].get("schema") != RECORD_SCHEMA:
-        raise UsageError(f"{path}: found a record of schema {value['run'].get('schema')}, expected {RECORD_SCHEMA}")
-    return value
-
-
-def _object(value: object) -> dict[str, object]:
-    assert dataclasses.is_dataclass(value)
-    return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
+def read_record(path: Path) -> Record:
+    """The record in a file; UsageError where it is none, or was damaged."""
+    return read_json(path, Record, UsageError)
 
 
 def plain(value: object) -> object:
     """A value as JSON knows it: dataclasses as objects, arrays as lists, numbers that are not finite as null."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _object(value)
+        return {entry.name: plain(getattr(value, entry.name)) for entry in dataclasses.fields(value)}
     if isinstance(value, np.ndarray | np.generic):
         return plain(value.tolist())
     if isinstance(value, Mapping):

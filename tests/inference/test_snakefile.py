@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from inference.report.record import RECORD_SCHEMA, read_record
+from inference.report.record import BundleIdentity, RunRecord, plain, read_record
 
 pytest.importorskip("snakemake")
 
 ROOT = Path(__file__).resolve().parents[2]
 
 # Does as `fate.json` says of its shard, and writes down what it was called with; `merge` is the real one.
+RUN = RunRecord((), BundleIdentity("b", "1", "a"), "fast", "torch", "cpu", 1, "skip", {}, "x", 0.5, seconds=1.0)
 PROGRAM = """\
 import json, pathlib, sys, time
 
@@ -35,8 +36,7 @@ with (here / "calls").open("a") as calls:
     calls.write(json.dumps([shard, value("--device"), begin, time.time()]) + chr(10))
 status = {{"ok": 0, "failed": 1, "cut": 1, "broken": 2}}[fate]
 if fate != "broken":
-    run = {{"schema": {schema}, "bundle": {{"sha256": "a"}}, "profile": "fast", "started": "x", "seconds": 1.0,
-            "exit_status": status, "interrupted": "SIGTERM" if fate == "cut" else None}}
+    run = {run} | {{"exit_status": status, "interrupted": "SIGTERM" if fate == "cut" else None}}
     case = {{"id": "case-" + shard[0], "status": "failed" if fate == "failed" else "ok", "resumed": False}}
     record = pathlib.Path(value("--record"))
     record.parent.mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ class Cohort:
         self.folder = folder
         folder.mkdir(exist_ok=True)
         (folder / "in put").mkdir()
-        (folder / "program.py").write_text(PROGRAM.format(root=str(ROOT), schema=RECORD_SCHEMA, seconds=seconds))
+        (folder / "program.py").write_text(PROGRAM.format(root=str(ROOT), run=plain(RUN), seconds=seconds))
 
     def run(self, *settings: str, fate: dict[str, str] | None = None, cores: int = 1) -> tuple[int, str]:
         """Exit status and words of Snakemake, called from the cohort's folder."""
@@ -90,7 +90,7 @@ def test_a_failed_case_is_told_and_a_broken_shard_is_done_when_called_again(tmp_
     assert status == 0
     assert [call[0] for call in cohort.calls()[before:]] == ["1/3"]
     assert "3 cases: 2 ok, 0 repaired, 1 failed: case-2" in told
-    assert [case["id"] for case in read_record(tmp_path / "my work" / "record.json")["cases"]] == [
+    assert [case.id for case in read_record(tmp_path / "my work" / "record.json").cases] == [
         "case-1",
         "case-2",
         "case-3",
@@ -105,7 +105,7 @@ def test_folders_may_be_called_anything(tmp_path):
     places = ["input=in {shard} (A)", "output=out {log}", "bundle=bundle {x}", "options=--flag={y}"]
     status, told = cohort.run("shards=2", *places)
     assert status == 0, told
-    assert len(read_record(tmp_path / "my work" / "record.json")["cases"]) == 2
+    assert len(read_record(tmp_path / "my work" / "record.json").cases) == 2
     words = json.loads((tmp_path / "words").read_text().splitlines()[0])
     for option, place in (("-i", "in {shard} (A)"), ("-o", "out {log}"), ("--bundle", "bundle {x}")):
         assert words[words.index(option) + 1] == str(tmp_path / place)

@@ -42,8 +42,8 @@ def test_a_cohort_of_twelve_in_four_shards(cluster, tmp_path):
     assert "CANCELLED" in told
     assert "12 cases: 12 ok, 0 repaired, 0 failed" in told
     record = read_record(work / "record.json")
-    assert len(record["cases"]) == 12
-    assert len(record["run"]["shards"]) == 4
+    assert len(record.cases) == 12
+    assert len(record.run.shards) == 4
     assert infer(["infer", "-i", str(cohort), "-o", str(alone), "--threads", "1"]) == 0
     assert sorted(path.name for path in together.iterdir()) == sorted(path.name for path in alone.iterdir())
     for path in alone.iterdir():
