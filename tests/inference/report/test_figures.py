@@ -168,10 +168,20 @@ def test_title_with_signs_of_mathematics_is_drawn_as_it_is():
 
 def test_reference_changes_the_segmented_pictures_only(panels):
     case = drawing()
-    compared = replace(case, reference=np.roll(case.labels, 6, axis=1))
+    compared = replace(case, reference=case.labels)
     for number, (before, after) in enumerate(zip(panels, panels_of(compared), strict=True)):
         assert bool((before != after).any()) is (number % 2 == 1)
     assert "reference" in texts(compared)
+
+
+def test_with_a_reference_the_slice_with_most_errors_comes_first():
+    case = drawing()
+    missed = np.zeros_like(case.labels)
+    missed[35, 30:40, 50] = Label.ET
+    both = np.maximum(case.labels, missed)
+    assert "axial 51\nmost errors" in texts(replace(case, reference=both))
+    assert "axial 51\nmost errors" in texts(replace(case, labels=np.zeros_like(missed), reference=missed))
+    assert "most errors" not in texts(replace(case, reference=case.labels))
 
 
 def test_file_is_written_whole(tmp_path):
