@@ -142,17 +142,11 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     recorder.end(outcome.cases, outcome.interrupted, status, time.perf_counter() - begin)
     if arguments.report:
         recorder.write_page(arguments.report)
-    _say_where(arguments)
+    page = arguments.report / "index.html" if arguments.report else None
+    for what, place in (("label maps", arguments.output_path), ("record", arguments.record), ("page", page)):
+        if place is not None:
+            log.info("%s: %s", what, place)
     return status
-
-
-def _say_where(arguments: InferArguments) -> None:
-    """Say where the results of a run are, as its last lines."""
-    log.info("label maps: %s", arguments.output_path)
-    if arguments.record:
-        log.info("record: %s", arguments.record)
-    if arguments.report:
-        log.info("page: %s", arguments.report / "index.html")
 
 
 def _prepare_folders(arguments: InferArguments) -> CaseListing:
@@ -187,15 +181,10 @@ def _prepare_folders(arguments: InferArguments) -> CaseListing:
 def _sum_up(outcome: Outcome) -> ExitStatus:
     """The exit status, and one line that sums up."""
     written = sum(case.written for case in outcome.cases)
-    text = f"{written} of {len(outcome.cases)} cases written"
-    if outcome.interrupted:
-        log.error("ended by %s: %s", outcome.interrupted, text)
-        return ExitStatus.CASE_FAILED
-    if written < len(outcome.cases):
-        log.error("%s", text)
-        return ExitStatus.CASE_FAILED
-    log.info("%s", text)
-    return ExitStatus.OK
+    is_whole = written == len(outcome.cases) and not outcome.interrupted
+    ended = f"ended by {outcome.interrupted}: " if outcome.interrupted else ""
+    log.log(logging.INFO if is_whole else logging.ERROR, "%s%d of %d cases written", ended, written, len(outcome.cases))
+    return ExitStatus.OK if is_whole else ExitStatus.CASE_FAILED
 
 
 def _describe_run(
@@ -233,8 +222,8 @@ def _say_what_runs(machine: Machine, system: System, threads: int, arguments: In
         "uncertainty": arguments.uncertainty,
     }
     wanted = {what: place for what, place in places.items() if place is not None}
-    for line in describe_machine(machine, system.engine.device, threads, wanted):
-        log.log(logging.WARNING if line.off else logging.INFO, "%s%s", "warning: " * line.off, line.text)
+    for level, text in describe_machine(machine, system.engine.device, threads, wanted):
+        log.log(level, "%s%s", "warning: " * (level == logging.WARNING), text)
 
 
 def _info(arguments: InfoArguments) -> int:

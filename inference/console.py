@@ -204,14 +204,11 @@ class Console(logging.Handler):
         if self._bar is not None:
             self._bar.update(int(self._bar.n) + 1 - self._bar.n)
             self._describe()
-        name = case.id
-        if case.status == "failed":
-            log.error("%s: failed: %s", name, case.error)
-            return
-        if case.status == "empty":
-            log.error("%s: FAILED, AN EMPTY FILE WAS WRITTEN IN ITS PLACE: %s", name, case.error)
+        if case.status in ("failed", "empty"):
+            what = "failed" if case.status == "failed" else "FAILED, AN EMPTY FILE WAS WRITTEN IN ITS PLACE"
+            log.error("%s: %s: %s", case.id, what, case.error)
             return
         volumes = ", ".join(f"{region} {volume:.1f} mL" for region, volume in (case.volumes_ml or {}).items())
         took = "already there" if case.resumed else f"{sum(case.seconds.values()):.1f} s"
         notes = [*(f"repaired: {note}" for note in case.repairs), *(f"warning: {note}" for note in case.warnings)]
-        log.log(logging.WARNING if notes else logging.INFO, "%s", "; ".join([f"{name}: {took}, {volumes}", *notes]))
+        log.log(logging.WARNING if notes else logging.INFO, "%s", "; ".join([f"{case.id}: {took}, {volumes}", *notes]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 import threading
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import metadata, util
 from pathlib import Path
-from typing import Final, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from inference.errors import UsageError
 
@@ -78,45 +79,36 @@ def look_around() -> Machine:
     )
 
 
-class Line(NamedTuple):
-    """One line of the log."""
+def describe_machine(
+    machine: Machine, device: str, threads: int, places: Mapping[str, Path]
+) -> Iterator[tuple[int, str]]:
+    """Lines of the log, each with its level, about device, memory, threads, and places that are written to.
 
-    off: bool
-    """Whether it is a warning."""
-    text: str
-    """What it says."""
-
-
-def describe_machine(machine: Machine, device: str, threads: int, places: Mapping[str, Path]) -> Iterator[Line]:
-    """The lines about device, memory, threads and the `places` that are written to, by what is written there.
-
-    `device` is where the networks run (`cpu`, `cuda:0`), `threads` how many cores they may use.
+    `device` is where the networks run (`cpu`, `cuda:0`), `threads` how many cores they may use, and `places` go by what
+    is written there.
     """
     gpus = ", ".join(machine.gpus)
     if device != "cpu":
-        yield Line(False, f"device: {device} of {gpus or 'the GPUs'}, driver {machine.driver or 'unknown'}")
+        yield logging.INFO, f"device: {device} of {gpus or 'the GPUs'}, driver {machine.driver or 'unknown'}"
     elif gpus:
-        yield Line(True, f"runs on the CPU although there is a GPU ({gpus}, driver {machine.driver})")
+        yield logging.WARNING, f"runs on the CPU although there is a GPU ({gpus}, driver {machine.driver})"
     else:
-        yield Line(False, "device: the CPU, no GPU is seen")
-    yield _memory_line(machine)
+        yield logging.INFO, "device: the CPU, no GPU is seen"
+    memory, total = machine.memory_gib, machine.machine_memory_gib
+    whose = f" of the machine's {total}, by the container's limit" if memory and total and memory < total else ""
+    if memory is not None and memory < LITTLE_MEMORY_GIB:
+        yield logging.WARNING, f"only {memory} GiB of memory may be used{whose}, which may not do"
+    else:
+        yield logging.INFO, "memory: unknown" if memory is None else f"memory: {memory} GiB{whose}"
     if threads > machine.threads:
-        yield Line(True, f"{threads} threads where {machine.threads} cores may be used: they will wait for each other")
+        waits = f"{threads} threads where {machine.threads} cores may be used: they will wait for each other"
+        yield logging.WARNING, waits
     else:
-        yield Line(False, f"threads: {threads} on {machine.cores} cores")
-    yield Line(False, "writes: " + ", ".join(f"{what} to {place}" for what, place in places.items()))
+        yield logging.INFO, f"threads: {threads} on {machine.cores} cores"
+    yield logging.INFO, "writes: " + ", ".join(f"{what} to {place}" for what, place in places.items())
     if machine.scratch is None:
-        yield Line(True, "no folder for temporary files (TMPDIR, /tmp) can be written to: pictures may not come about")
-
-
-def _memory_line(machine: Machine) -> Line:
-    if machine.memory_gib is None:
-        return Line(False, "memory: unknown")
-    limited = machine.machine_memory_gib is not None and machine.memory_gib < machine.machine_memory_gib
-    whose = f" of the machine's {machine.machine_memory_gib}, by the container's limit" * limited
-    if machine.memory_gib < LITTLE_MEMORY_GIB:
-        return Line(True, f"only {machine.memory_gib} GiB of memory may be used{whose}, which may not do")
-    return Line(False, f"memory: {machine.memory_gib} GiB{whose}")
+        nowhere = "no folder for temporary files (TMPDIR, /tmp) can be written to: pictures may not come about"
+        yield logging.WARNING, nowhere
 
 
 def library_versions() -> dict[str, str]:

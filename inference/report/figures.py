@@ -25,7 +25,7 @@ from inference.report.views import (
     brain_box,
     brightness,
     choose_views,
-    pixel_size,
+    extent_mm,
     slice_of,
     with_errors,
 )
@@ -46,6 +46,8 @@ _GAP: Final = 0.05
 """Inches between pictures."""
 _FILL: Final = 0.28
 """Opacity of a region's inside: anatomy stays visible."""
+_Frame = tuple[float, float, float, float]
+"""Left, right, bottom and top of a picture, mm."""
 _PAPER, _INK, _FAINT, _WARNING = "#101014", "#F2F2F2", "#A8A8B0", "#FFB000"
 
 
@@ -75,19 +77,14 @@ def draw_case(drawing: CaseDrawing, path: Path | None = None, *, dpi: int = 110)
     Written to `path` too where one is given (FolderError where that fails). An empty segmentation is drawn as the
     middle of the brain with a note. All pictures have the same scale, which the bar shows.
     """
-    _check(drawing)
+    for what, labels in (("scan", drawing.data[0]), ("reference", drawing.reference)):
+        if labels is not None and labels.shape != drawing.labels.shape:
+            raise ValueError(f"{what} {labels.shape} and labels {drawing.labels.shape} are not of one shape")
     picture = io.BytesIO()
     _figure(drawing).savefig(picture, format="png", dpi=dpi, facecolor=_PAPER)
     if path is not None:
         write_whole(path, picture.getvalue())
     return picture.getvalue()
-
-
-def _check(drawing: CaseDrawing) -> None:
-    if drawing.data.shape != (len(SEQUENCES), *drawing.labels.shape):
-        raise ValueError(f"scan {drawing.data.shape} and labels {drawing.labels.shape} are not of one shape")
-    if drawing.reference is not None and drawing.reference.shape != drawing.labels.shape:
-        raise ValueError(f"reference {drawing.reference.shape} and labels {drawing.labels.shape} are not of one shape")
 
 
 @dataclass(frozen=True)
@@ -125,7 +122,7 @@ def _figure(drawing: CaseDrawing) -> Figure:
     from matplotlib.figure import Figure
 
     cropped = _crop(drawing)
-    sizes = [_extent_mm(cropped.labels.shape, drawing.spacing, view.plane) for view in cropped.views]
+    sizes = [extent_mm(cropped.labels.shape, drawing.spacing, view.plane) for view in cropped.views]
     heights = [height / _INCH_MM for height, _ in sizes]
     column = max(width for _, width in sizes) / _INCH_MM
     width = 2 * len(_COLUMNS) * (column + _GAP) + _GAP
@@ -150,16 +147,9 @@ def _figure(drawing: CaseDrawing) -> Figure:
     return figure
 
 
-def _extent_mm(shape: tuple[int, ...], spacing: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
-    """Height and width in mm of a plane's pictures."""
-    columns, rows = (length for axis, length in enumerate(shape) if axis != NORMAL_AXIS[plane])
-    up, across = pixel_size(spacing, plane)
-    return rows * up, columns * across
-
-
 def _draw_panel(axes: Axes, drawing: CaseDrawing, cropped: _Cropped, view: View, place: int) -> None:
     """One slice of one sequence; odd places show the regions."""
-    tall, wide = _extent_mm(cropped.labels.shape, drawing.spacing, view.plane)
+    tall, wide = extent_mm(cropped.labels.shape, drawing.spacing, view.plane)
     axes.set_axis_off()
     axes.set_aspect("equal")
     grey = slice_of(cropped.grey[_COLUMNS[place // 2][0]], view.plane, view.index)
@@ -168,26 +158,24 @@ def _draw_panel(axes: Axes, drawing: CaseDrawing, cropped: _Cropped, view: View,
     if place % 2:
         _draw_regions(axes, slice_of(cropped.labels, view.plane, view.index), frame)
         if cropped.reference is not None:
-            _draw_reference(axes, slice_of(cropped.reference, view.plane, view.index), frame)
+            reference = slice_of(cropped.reference, view.plane, view.index)
+            for region in REGIONS:
+                _outline(axes, region_mask(reference, region), frame, "white", dashed=True)
     axes.set_xlim(0, wide)
     axes.set_ylim(tall, 0)
     _mark_edges(axes, view.plane)
     if place == 0:
         number = view.index + cropped.corner[NORMAL_AXIS[view.plane]] + 1
-        axes.text(
-            0.02,
-            0.98,
-            f"{view.plane} {number}\n{view.reason}",
-            transform=axes.transAxes,
-            color=_INK,
-            size=7.5,
-            va="top",
-        )
-    if place == 2 * len(_COLUMNS) - 1:
-        _draw_scale(axes, wide, tall)
+        where = f"{view.plane} {number}\n{view.reason}"
+        axes.text(0.02, 0.98, where, transform=axes.transAxes, color=_INK, size=7.5, va="top")
+    if place == 2 * len(_COLUMNS) - 1:  # a bar of 50 mm, or of 10 in a small picture
+        length, y, right = 50 if wide > 100 else 10, tall * 0.965, wide * 0.97
+        axes.plot([right - length, right], [y, y], color=_INK, linewidth=2, solid_capstyle="butt")
+        middle = right - length / 2
+        axes.text(middle, y - tall * 0.012, f"{length} mm", color=_INK, size=7, ha="center", va="bottom")
 
 
-def _draw_regions(axes: Axes, labels: NDArray[np.uint8], frame: tuple[float, float, float, float]) -> None:
+def _draw_regions(axes: Axes, labels: NDArray[np.uint8], frame: _Frame) -> None:
     """Labels as a light wash with a thin outline, so that anatomy shows through."""
     from matplotlib.colors import to_rgb
 
@@ -199,19 +187,7 @@ def _draw_regions(axes: Axes, labels: NDArray[np.uint8], frame: tuple[float, flo
         _outline(axes, labels == label, frame, colour)
 
 
-def _draw_reference(axes: Axes, labels: NDArray[np.uint8], frame: tuple[float, float, float, float]) -> None:
-    for region in REGIONS:
-        _outline(axes, region_mask(labels, region), frame, "white", dashed=True)
-
-
-def _outline(
-    axes: Axes,
-    mask: NDArray[np.bool_],
-    frame: tuple[float, float, float, float],
-    colour: str,
-    *,
-    dashed: bool = False,
-) -> None:
+def _outline(axes: Axes, mask: NDArray[np.bool_], frame: _Frame, colour: str, *, dashed: bool = False) -> None:
     """The border of a mask (rows, columns) halfway between its pixels and their neighbours."""
     if not mask.any() or min(mask.shape) < 2:
         return
@@ -226,36 +202,17 @@ def _mark_edges(axes: Axes, plane: Plane) -> None:
     """R and L, or A and P, at the edges of a picture."""
     from matplotlib.patheffects import withStroke
 
-    edge = [withStroke(linewidth=2.5, foreground=_PAPER)]
-    for mark, x, align in zip(EDGE_MARKS[plane], (0.015, 0.985), ("left", "right"), strict=True):
-        axes.text(
-            x,
-            0.5,
-            mark,
-            transform=axes.transAxes,
-            color=_INK,
-            size=9,
-            weight="bold",
-            ha=align,
-            va="center",
-            path_effects=edge,
+    for mark, x, side in zip(EDGE_MARKS[plane], (0.015, 0.985), ("left", "right"), strict=True):
+        text = axes.text(
+            x, 0.5, mark, transform=axes.transAxes, color=_INK, size=9, weight="bold", ha=side, va="center"
         )
-
-
-def _draw_scale(axes: Axes, wide: float, tall: float) -> None:
-    """A bar of 50 mm, or of 10 in a small picture, in the lower right corner."""
-    length = 50 if wide > 100 else 10
-    y, right = tall * 0.965, wide * 0.97
-    axes.plot([right - length, right], [y, y], color=_INK, linewidth=2, solid_capstyle="butt")
-    axes.text(right - length / 2, y - tall * 0.012, f"{length} mm", color=_INK, size=7, ha="center", va="bottom")
+        text.set_path_effects([withStroke(linewidth=2.5, foreground=_PAPER)])
 
 
 def _notes(drawing: CaseDrawing, letters: int) -> list[str]:
     """Lines under the numbers: what is missing, and the warnings, wrapped."""
     lines = [] if drawing.labels.any() else ["No tumour was segmented."]
-    for warning in drawing.warnings:
-        lines += textwrap.wrap(f"Warning: {warning}", letters) or []
-    return lines
+    return lines + [line for warning in drawing.warnings for line in textwrap.wrap(f"Warning: {warning}", letters)]
 
 
 def _write_header(figure: Figure, drawing: CaseDrawing, notes: Sequence[str]) -> None:

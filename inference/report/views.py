@@ -71,9 +71,10 @@ def slice_of(volume: NDArray[np.uint8], plane: Plane, index: int) -> NDArray[np.
     return np.moveaxis(volume, NORMAL_AXIS[plane], 0)[index, ::-1, ::-1].T
 
 
-def pixel_size(spacing: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
-    """Height and width in mm of the pixels of :func:`slice_of`."""
-    across, up = (size for axis, size in enumerate(spacing) if axis != NORMAL_AXIS[plane])
+def extent_mm(shape: tuple[int, ...], spacing: tuple[float, float, float], plane: Plane) -> tuple[float, float]:
+    """Height and width in mm of a plane's slices of a volume of `shape` (X, Y, Z)."""
+    edges = [length * size for length, size in zip(shape, spacing, strict=True)]
+    across, up = (edge for axis, edge in enumerate(edges) if axis != NORMAL_AXIS[plane])
     return up, across
 
 

@@ -13,7 +13,7 @@ from inference.report.views import (
     brain_box,
     brightness,
     choose_views,
-    pixel_size,
+    extent_mm,
     slice_of,
 )
 
@@ -49,14 +49,14 @@ def test_head_is_on_top(plane):
     assert picture_of(TOP, plane)[0] < picture_of(MIDDLE, plane)[0]
 
 
-def test_slices_have_the_shape_and_pixels_of_their_plane():
+def test_slices_have_the_shape_and_size_of_their_plane():
     volume = np.zeros((11, 12, 8), np.uint8)
     spacing = (1.0, 2.0, 5.0)
-    found = {plane: (slice_of(volume, plane, 0).shape, pixel_size(spacing, plane)) for plane in EDGE_MARKS}
+    found = {plane: (slice_of(volume, plane, 0).shape, extent_mm(volume.shape, spacing, plane)) for plane in EDGE_MARKS}
     assert found == {
-        "axial": ((12, 11), (2.0, 1.0)),
-        "coronal": ((8, 11), (5.0, 1.0)),
-        "sagittal": ((8, 12), (5.0, 2.0)),
+        "axial": ((12, 11), (24.0, 11.0)),
+        "coronal": ((8, 11), (40.0, 11.0)),
+        "sagittal": ((8, 12), (40.0, 24.0)),
     }
 
 
