@@ -16,8 +16,9 @@ pytest.importorskip("snakemake")
 
 ROOT = Path(__file__).resolve().parents[2]
 
-# Does as `fate.json` says of its shard, and writes down what it was called with; `merge` is the real one.
 RUN = RunRecord((), BundleIdentity("b", "1", "a"), "fast", "torch", "cpu", 1, "skip", {}, "x", 0.5, seconds=1.0)
+
+# Does as `fate.json` says of its shard, and writes down what it was called with; `merge` is the real one.
 PROGRAM = """\
 import json, pathlib, sys, time
 
