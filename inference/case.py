@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,16 +55,20 @@ class System:
 
 
 def digest_scans(case: Case) -> str:
-    """First 16 digits of the SHA-256 of a case's files, in the order of the sequences (CaseError)."""
+    """:func:`digest_files` of a case's scans, in the order of the sequences."""
+    return digest_files(case.id, [case.paths[sequence] for sequence in SEQUENCES])
+
+
+def digest_files(case: str, paths: Iterable[Path]) -> str:
+    """First 16 digits of the SHA-256 of a case's files, in their order (CaseError)."""
     digest = hashlib.sha256()
-    for sequence in SEQUENCES:
-        path = case.paths[sequence]
+    for path in paths:
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
             with os.fdopen(descriptor, "rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())
         except OSError as error:
-            raise Notes(case.id, path.name).unreadable(error) from error
+            raise Notes(case, path.name).unreadable(error) from error
     return digest.hexdigest()[:16]
 
 

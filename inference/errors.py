@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -28,6 +29,19 @@ class ExitStatus(IntEnum):
 
 class GliomaError(Exception):
     """Base of every error that is meant for the user: its text is one line that says what to do about it."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Let it pass from one process to another whatever its class is made of.
+
+        Python calls a class again with `args`, which here are the text alone: where a class takes more, that fails in
+        the thread that reads the results of a pool, and breaks the pool.
+        """
+        return _made_again, (type(self), self.args), self.__dict__
+
+
+def _made_again(kind: type[GliomaError], args: tuple[object, ...]) -> GliomaError:
+    """An error as it was, but for its attributes."""
+    return kind.__new__(kind, *args)
 
 
 class UsageError(GliomaError):
@@ -65,6 +79,15 @@ class CaseError(GliomaError):
         """What would have been accepted."""
         details = [f"found {found}"] * bool(found) + [f"expected {expected}"] * bool(expected)
         super().__init__(f"{case}: {problem}" + (f" ({', '.join(details)})" if details else ""))
+
+
+class SeveralErrors(GliomaError):  # noqa: N818 (the suffix, of several)
+    """More than one thing that is wrong, each with a line of its own."""
+
+    def __init__(self, errors: Sequence[GliomaError]) -> None:
+        self.errors = tuple(errors)
+        """All of them, in order."""
+        super().__init__("\n".join(map(str, self.errors)))
 
 
 def reason(error: Exception, case: str) -> str:

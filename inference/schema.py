@@ -55,6 +55,9 @@ class Mismatch(ValueError):  # noqa: N818 (becomes a named error, is none itself
         super().__init__(f"{key}: found {shown(found)}, expected {expected}")
         self.key, self.found, self.expected = key, found, expected
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Mismatch, (self.key, self.found, self.expected)
+
 
 class _Unclear(ValueError):  # noqa: N818
     """Valid JSON or YAML that readers understand in different ways."""

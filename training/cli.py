@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
+import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from inference.errors import ExitStatus, GliomaError
+from inference.errors import ExitStatus, SeveralErrors, UsageError, no_module, reason
+from inference.files import prepare_folder
 from inference.machine import available_threads
+from inference.signals import Signals
 from inference.text import printable
 from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
@@ -24,21 +28,21 @@ SNAKEFILE = Path(__file__).with_name("Snakefile")
 """The pipeline as a graph."""
 
 
-def cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+def _cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     """List the cases of every source."""
-    from training.data.datasets import list_cases, write_cases
+    from training.data.datasets import list_cases, with_contents, write_cases
 
-    write_cases(list_cases(config), work / "cases.json")
+    write_cases(with_contents(list_cases(config), config), work / "cases.json")
 
 
-def folds(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _folds(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Describe the reference tumours, cluster them and deal the cases into folds."""
     from training.data.stratify import stratify
 
     stratify(config, work, jobs=arguments.jobs)
 
 
-def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Write one stage's cases as nnU-Net's raw data set."""
     from training.data.datasets import read_cases, write_dataset
 
@@ -46,14 +50,14 @@ def dataset(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
     write_dataset(config, arguments.stage, entries, work / "nnunet" / "raw", jobs=arguments.jobs)
 
 
-def plan(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _plan(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Plan every model on the first stage's data."""
     from training.fit import planning
 
     planning.plan(config, work, jobs=arguments.jobs or available_threads())
 
 
-def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Preprocess one stage's data for one model."""
     from training.fit import planning
 
@@ -61,14 +65,14 @@ def preprocess(config: RunConfig, work: Path, arguments: argparse.Namespace) -> 
     planning.preprocess(config, work, arguments.stage, arguments.model, jobs=jobs)
 
 
-def splits(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
+def _splits(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     """Write nnU-Net's splits of every stage and check that nothing leaks."""
     from training.fit.train import write_splits
 
     write_splits(config, work)
 
 
-def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Train one network, or go on with it."""
     from training.fit import train
 
@@ -77,7 +81,7 @@ def train(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
         train.train(config, work, *where, device=arguments.device, threads=arguments.threads)
 
 
-def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Predict the cases of one fold with the network that has not seen them."""
     from training.fit.predict import predict_fold
 
@@ -85,21 +89,21 @@ def predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> Non
         predict_fold(config, work, arguments.model, arguments.fold, arguments.stage)
 
 
-def tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Choose ensemble weights, subtypes and thresholds out of fold."""
     from training.tune import thresholds
 
     thresholds.tune(config, work, jobs=arguments.jobs)
 
 
-def freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Freeze the run as a bundle."""
     from training.bundles import freeze
 
     freeze.freeze(config, work, arguments.bundle or work / "bundle", revision=arguments.revision)
 
 
-def report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
+def _report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Write what the run shows, or shows so far: one page, and its tables beside it."""
     from training.report.report import write_report
 
@@ -107,17 +111,17 @@ def report(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None
 
 
 STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tuple[str, ...]]] = {
-    "cases": (cases, ()),
-    "folds": (folds, ("jobs",)),
-    "dataset": (dataset, ("stage", "jobs")),
-    "plan": (plan, ("jobs",)),
-    "preprocess": (preprocess, ("stage", "model", "jobs")),
-    "splits": (splits, ()),
-    "train": (train, ("training", "model", "fold", "device", "threads")),
-    "predict": (predict, ("predictor", "model", "fold")),
-    "tune": (tune, ("jobs",)),
-    "freeze": (freeze, ("bundle", "revision")),
-    "report": (report, ("revision", "jobs")),
+    "cases": (_cases, ()),
+    "folds": (_folds, ("jobs",)),
+    "dataset": (_dataset, ("stage", "jobs")),
+    "plan": (_plan, ("jobs",)),
+    "preprocess": (_preprocess, ("stage", "model", "jobs")),
+    "splits": (_splits, ()),
+    "train": (_train, ("training", "model", "fold", "device", "threads")),
+    "predict": (_predict, ("predictor", "model", "fold")),
+    "tune": (_tune, ("jobs",)),
+    "freeze": (_freeze, ("bundle", "revision")),
+    "report": (_report, ("revision", "jobs")),
 }
 """The steps in their order, and the arguments that each takes beside the configuration and the folder."""
 
@@ -202,7 +206,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the whole pipeline; what is done is kept, what was stopped goes on."""
     from snakemake.cli import main as snakemake
 
-    arguments.work.mkdir(parents=True, exist_ok=True)
+    from training.data.datasets import follow_changes
+
+    if set(str(arguments.work.resolve())) & set("{}"):  # its locks are found by a pattern that is made of this path
+        raise UsageError(f"--work {arguments.work}: found braces in its path, which Snakemake does not work in")
+    prepare_folder(arguments.work)
     settled = arguments.work / "config.yaml"
     words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work)]
     if arguments.slurm:  # this machine's cores and GPUs say nothing about the cluster's
@@ -211,10 +219,13 @@ def run(arguments: argparse.Namespace) -> int:
         words += ["--cores", str(arguments.cores), "--resources", f"gpu={arguments.gpus}"]
     # The folder's lock is ours: Snakemake's stays behind where a run is killed.
     words += ["--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", *arguments.snakemake]
-    words += ["--config", f"run={settled.resolve()}", f"revision={arguments.revision or code_revision()}"]
-    words += [f"program={arguments.program}"] if arguments.program else []
+    given = {"run": str(settled.resolve()), "revision": arguments.revision or code_revision()}
+    given |= {"program": arguments.program} if arguments.program else {}
+    # Snakemake takes values for YAML: quoted they are texts, whatever they hold.
+    words += ["--config", *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
     with alone(arguments.work / "locks" / "run", f"running the graph in {arguments.work}"):
         settle_config(arguments.config, arguments.source, settled, arguments.variant)
+        follow_changes(load_config(settled), arguments.work / "cases.json")
         try:
             snakemake(words + ["--dry-run"] * arguments.dry_run)
         except SystemExit as stopped:
@@ -262,20 +273,36 @@ class _SafeFormatter(logging.Formatter):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one subcommand and return the exit status: 0, or 2 with one line that says what is wrong."""
+    """Run one subcommand and return the exit status: 0, or 2 with a line for each thing that is wrong."""
     console = logging.StreamHandler()
     console.setFormatter(_SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
+    if os.environ.get("GLIOMA_DEBUG"):
+        log.setLevel(logging.DEBUG)
     parsed = build_parser().parse_args(arguments)
     try:
-        if parsed.command == "run":
+        if parsed.command == "run":  # Snakemake answers signals itself
             return run(parsed)
-        if parsed.command in TOOLS:
-            return TOOLS[parsed.command][2](parsed)
-        config = load_config(parsed.config)
-        parsed.work.mkdir(parents=True, exist_ok=True)
-        STEPS[parsed.command][0](config, parsed.work, parsed)
-    except GliomaError as error:
-        log.error("error: %s", error)
-        return ExitStatus.NOTHING_ATTEMPTED
+        with Signals().answered(last=False):
+            return _carry_out(parsed)
+    except BrokenPipeError:
+        log.debug("the reader of standard output has gone")
+    except KeyboardInterrupt as stop:
+        log.error("error: ended by %s", str(stop) or "SIGINT")
+    except ModuleNotFoundError as error:
+        log.debug("no module", exc_info=True)
+        log.error("error: %s", no_module(error))
+    except Exception as error:
+        log.debug("failed", exc_info=True)
+        for one in error.errors if isinstance(error, SeveralErrors) else (error,):
+            log.error("error: %s", reason(one, ""))
+    return ExitStatus.NOTHING_ATTEMPTED
+
+
+def _carry_out(parsed: argparse.Namespace) -> int:
+    if parsed.command in TOOLS:
+        return TOOLS[parsed.command][2](parsed)
+    config = load_config(parsed.config)
+    prepare_folder(parsed.work)
+    STEPS[parsed.command][0](config, parsed.work, parsed)
     return ExitStatus.OK

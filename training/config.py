@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from inference.bundle.manifest import FAMILIES
 from inference.errors import UsageError
+from inference.files import check_readable, write_whole
 from inference.schema import Amount, Count, Name, Positive, Share, Text, convert, one_of, read_yaml
 
 STAGES = ("pretraining", "finetuning")
@@ -322,6 +323,7 @@ def load_config(path: Path) -> RunConfig:
 
     Relative folders start at the file's folder. Its `variants` are checked too.
     """
+    check_readable(path)
     content = read_yaml(path, UsageError)
     variants = _take_variants(content, path.name)
     for name, changes in variants.items():
@@ -338,6 +340,7 @@ def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Se
     """
     import yaml
 
+    check_readable(path)
     content = read_yaml(path, UsageError)
     known = _take_variants(content, path.name)
     for name in variants:
@@ -357,8 +360,9 @@ def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Se
     if config.ancestor:
         content["ancestor"] = config.ancestor
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    if not target.is_file() or target.read_text(encoding="utf-8") != text:
-        target.write_text(text, encoding="utf-8")
+    contents = text.encode()
+    if not target.is_file() or target.read_bytes() != contents:
+        write_whole(target, contents)
 
 
 def _take_variants(content: Tree, where: str) -> dict[str, Tree]:

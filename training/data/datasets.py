@@ -5,29 +5,35 @@ A *case* is a scan with its reference labels.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import logging
+import os
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.errors import UsageError
-from inference.files import whole_file, write_whole
+from inference.case import digest_files
+from inference.errors import CaseError, FolderError, GliomaError, SeveralErrors, UsageError
+from inference.files import prepare_folder, whole_file, write_whole
 from inference.intake.cases import Case, find_cases
 from inference.intake.geometry import SAME_PLACE, Geometry
-from inference.intake.label_map import read_labels
+from inference.intake.label_map import read_labels, read_stamp
 from inference.intake.scan import Scan, read_scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.schema import Text, read_json
 from inference.text import times
 from training.config import STAGES, RunConfig, SourceConfig
 from training.data.folds import FoldMap
-from training.workers import open_workers
+from training.workers import Workers, open_workers
+
+log = logging.getLogger("training")
 
 DATASET_IDS = {stage: number for number, stage in enumerate(STAGES, start=1)}
 """nnU-Net's number of each stage's data set."""
@@ -50,6 +56,8 @@ class CaseEntry:
 
     in_folds: bool = True
     """Whether it is dealt into a fold and predicted by the networks that have not seen it; else it always trains."""
+    made_from: str = ""
+    """:func:`made_from` when the list was written; empty in lists that are older than this field."""
 
 
 def dataset_name(stage: str) -> str:
@@ -63,8 +71,15 @@ def patient_of(case: str) -> str:
 
 
 def list_cases(config: RunConfig) -> list[CaseEntry]:
-    """Every case of every source, sorted by ID; UsageError for a case without labels or an ID that occurs twice."""
-    entries = [entry for source in config.sources for entry in _cases_of(source, config.seed)]
+    """Every case of every source, sorted by ID.
+
+    UsageError or CaseError for a case that is not whole or has no labels, or an ID that occurs twice; all of them are
+    named, by :class:`SeveralErrors` where they are several.
+    """
+    problems: list[GliomaError] = []
+    entries = [entry for source in config.sources for entry in _cases_of(source, config.seed, problems)]
+    if problems:
+        raise problems[0] if len(problems) == 1 else SeveralErrors(problems)
     identifiers = [entry.id for entry in entries]
     twice = sorted({name for name in identifiers if identifiers.count(name) > 1})
     if twice:
@@ -72,23 +87,26 @@ def list_cases(config: RunConfig) -> list[CaseEntry]:
     return sorted(entries, key=lambda entry: entry.id)
 
 
-def _cases_of(source: SourceConfig, seed: int) -> Iterator[CaseEntry]:
+def _cases_of(source: SourceConfig, seed: int, problems: list[GliomaError]) -> Iterator[CaseEntry]:
+    """The usable cases of a source; what is wrong with the others is added to `problems`."""
     if source.phantoms:
         for number in range(source.phantoms):
             name = f"{source.name}-{number:05d}-000"
             yield CaseEntry(name, source.name, name, "", seed * 1000 + number, source.scored)
         return
     listing = find_cases(Path(source.folder))
-    for problem in listing.problems:
-        raise UsageError(f"source {source.name!r}: {problem}")
+    problems += [UsageError(f"source {source.name!r}: {problem}") for problem in listing.problems]
     for case in listing.cases:
-        labels = labels_of(case.id, case.paths["t1n"].parent)
+        try:
+            labels = labels_of(case.id, case.paths["t1n"].parent)
+        except UsageError as error:
+            problems.append(error)
+            continue
         patient = source.patients.get(case.id, patient_of(case.id))
         yield CaseEntry(case.id, source.name, patient, str(labels), in_folds=source.scored)
-    if unknown := set(source.patients) - {case.id for case in listing.cases}:
-        raise UsageError(
-            f"source {source.name!r}: patients names {', '.join(sorted(unknown))}, which it has no case of"
-        )
+    if unknown := set(source.patients) - {case.id for case in listing.cases} - set(listing.found):
+        names = ", ".join(sorted(unknown))
+        problems.append(UsageError(f"source {source.name!r}: patients names {names}, which it has no case of"))
 
 
 def labels_of(case: str, folder: Path) -> Path:
@@ -107,6 +125,36 @@ def write_cases(entries: list[CaseEntry], path: Path) -> None:
     write_json([asdict(entry) for entry in entries], path)
 
 
+def with_contents(entries: list[CaseEntry], config: RunConfig) -> list[CaseEntry]:
+    """The same cases, each with what its files hold now; CaseError or :class:`SeveralErrors` for unreadable ones."""
+    return list(Workers().map(lambda entry: replace(entry, made_from=made_from(entry, config)), entries))
+
+
+def follow_changes(config: RunConfig, path: Path) -> None:
+    """Where the cases were listed before: write the list again if scans or labels have changed since, and tell which.
+
+    The graph then makes anew all that comes from the list. Cases that were added since are told and left out. Raises
+    UsageError for a case that is no longer there.
+    """
+    if not path.is_file():
+        return
+    now = {entry.id: entry for entry in list_cases(config)}
+    listed = read_cases(path)
+    if gone := [entry.id for entry in listed if entry.id not in now]:
+        raise UsageError(f"{', '.join(gone)}: in no source any more, but in {path}: put it back, or delete that list")
+    for name in sorted(now.keys() - {entry.id for entry in listed}):
+        log.warning("%s: added since the run began, and no part of it; delete %s to begin with it", name, path)
+    current = with_contents([now[entry.id] for entry in listed], config)
+    before = path.stat()
+    changed = [new.id for old, new in zip(listed, current, strict=True) if old.made_from and old != new]
+    for name in changed:
+        log.warning("%s: changed since the run began; what comes of it is made anew", name)
+    if current != listed:
+        write_cases(current, path)
+    if not changed:  # a list without contents gets them: nothing has to follow
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def read_cases(path: Path) -> list[CaseEntry]:
     """The frozen list of cases; UsageError where the run has not begun."""
     if not path.exists():
@@ -120,9 +168,12 @@ def read_folds(path: Path) -> dict[str, int]:
 
 
 def cases_of(work: Path, stage: str) -> list[str]:
-    """IDs of the cases in a stage's raw data set, sorted."""
+    """IDs of the cases in a stage's raw data set, sorted; FolderError where there is none yet."""
     labels = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
-    return sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
+    try:
+        return sorted(path.name.removesuffix(".nii.gz") for path in labels.iterdir())
+    except OSError as error:
+        raise FolderError(f"{labels}: cannot be read ({error.strerror}); `training dataset` makes it") from error
 
 
 def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32], NDArray[np.uint8]]:
@@ -135,10 +186,35 @@ def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32],
 
         phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
         return phantom.data, phantom.labels
-    scan = read_scan(_listed(Path(config.source(entry.source).folder))[entry.id])
-    labels, place = read_labels(Path(entry.labels))
+    scan = read_scan(_scans_of(entry, config))
+    try:
+        labels, place = read_labels(Path(entry.labels))
+    except CaseError as error:
+        raise _of_case(error, entry.id) from error
     _check_grid(scan, place)
     return scan.data, labels
+
+
+def made_from(entry: CaseEntry, config: RunConfig) -> str:
+    """What a case is made from: the digest of its scans and labels, or a phantom's seed and shape (CaseError)."""
+    if entry.phantom_seed is not None:
+        return f"phantom {entry.phantom_seed} {'x'.join(map(str, config.source(entry.source).size))}"
+    scans = _scans_of(entry, config)
+    return digest_files(entry.id, [*(scans.paths[sequence] for sequence in SEQUENCES), Path(entry.labels)])
+
+
+def _scans_of(entry: CaseEntry, config: RunConfig) -> Case:
+    folder = Path(config.source(entry.source).folder)
+    found = _listed(folder).get(entry.id)
+    if found is None:
+        raise CaseError(entry.id, "its scans are gone", found=f"no whole case in {folder}", expected="all sequences")
+    return found
+
+
+def _of_case(error: CaseError, case: str) -> CaseError:
+    """An error about a label map, which names its file, as one about its case."""
+    problem = error.problem if error.problem.startswith(error.case) else f"{error.case}: {error.problem}"
+    return CaseError(case, problem, found=error.found, expected=error.expected)
 
 
 def _check_grid(scan: Scan, labels: Geometry) -> None:
@@ -162,7 +238,10 @@ def load_labels(entry: CaseEntry, config: RunConfig) -> NDArray[np.uint8]:
     """A case's reference labels (X, Y, Z), canonical RAS, without reading its scan."""
     if entry.phantom_seed is not None:
         return load_case(entry, config)[1]
-    return read_labels(Path(entry.labels))[0]
+    try:
+        return read_labels(Path(entry.labels))[0]
+    except CaseError as error:
+        raise _of_case(error, entry.id) from error
 
 
 @functools.cache
@@ -172,32 +251,60 @@ def _listed(folder: Path) -> dict[str, Case]:
 
 
 def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: Path, *, jobs: int = 1) -> Path:
-    """Write a stage's raw data set for nnU-Net under `raw` and return its folder; what is there already is kept."""
+    """Write a stage's raw data set for nnU-Net under `raw` and return its folder.
+
+    Label maps carry what their case was made from. A case that is there already, of the same scans and labels, is
+    kept; one of others is made anew, and a case that the stage no longer has is removed, both told. A case that cannot
+    be used is an error when all others are written (:class:`SeveralErrors` where they are several).
+    """
     wanted = config.dataset(stage)
     for name in wanted.sources:
         config.source(name)
     chosen = [entry for entry in entries if entry.source in wanted.sources]
     folder = raw / dataset_name(stage)
     for part in ("imagesTr", "labelsTr"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+        prepare_folder(folder / part)
+    _remove_others({entry.id for entry in chosen}, folder)
+    write = partial(_write_case, config=config, folder=folder)
     with open_workers(jobs) as workers:
-        list(workers.map(partial(_write_case, config=config, folder=folder), chosen))
+        for entry, renewed in zip(chosen, workers.map(write, chosen, name=lambda entry: entry.id), strict=True):
+            if renewed:
+                log.warning("%s: %s: made anew, since its scans or labels have changed", stage, entry.id)
     write_json(dataset_description(len(chosen)), folder / "dataset.json")
     return folder
 
 
-def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> None:
-    """Write the scan of one case, then its labels, which say that it is whole."""
+def _remove_others(cases: set[str], folder: Path) -> None:
+    """Remove what the data set in `folder` has of other than these cases: whatever lies there is learnt from."""
+    for path in sorted((folder / "labelsTr").glob("*.nii.gz")):
+        if (case := path.name.removesuffix(".nii.gz")) not in cases:
+            log.warning("%s: removed from %s, which no longer has it", case, folder)
+            path.unlink()
+    for path in (folder / "imagesTr").glob("*_????.nii.gz"):
+        if path.name[: -len("_0000.nii.gz")] not in cases:
+            path.unlink()
+
+
+def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> bool:
+    """Write the scan of one case, then its labels, which say that it is whole; whether it replaces an older one."""
     import nibabel
 
     target = folder / "labelsTr" / f"{entry.id}.nii.gz"
-    if target.is_file():
-        return
+    images = [folder / "imagesTr" / f"{entry.id}_{channel:04d}.nii.gz" for channel in range(len(SEQUENCES))]
+    stamp, renewed = made_from(entry, config), target.is_file()
+    if renewed and all(image.is_file() for image in images):
+        with contextlib.suppress(CaseError):  # a damaged file is made anew
+            if read_stamp(target) == stamp:
+                return False
     data, labels = load_case(entry, config)
-    for channel, volume in enumerate(data):
-        nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), folder / "imagesTr" / f"{entry.id}_{channel:04d}.nii.gz")
+    for image, volume in zip(images, data, strict=True):
+        with whole_file(image) as unfinished:
+            nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), unfinished)
+    stamped = nibabel.Nifti1Image(labels, np.eye(4))
+    stamped.header["descrip"] = stamp
     with whole_file(target) as unfinished:
-        nibabel.save(nibabel.Nifti1Image(labels, np.eye(4)), unfinished)
+        nibabel.save(stamped, unfinished)
+    return renewed
 
 
 def write_json(content: object, path: Path) -> None:

@@ -35,9 +35,9 @@ def extraction_settings(config: RunConfig) -> ExtractionSettings:
 
 
 def reference_features(config: RunConfig, entries: list[CaseEntry], jobs: int = 1) -> dict[str, NDArray[np.float64]]:
-    """Features (386,) of every case's reference tumour; UsageError names one that cannot be described."""
+    """Features (386,) of every case's reference tumour; an error names all cases that cannot be described."""
     with open_workers(jobs) as workers:
-        found = list(workers.map(partial(_features_of, config=config), entries))
+        found = list(workers.map(partial(_features_of, config=config), entries, name=lambda entry: entry.id))
     return {entry.id: values for entry, values in zip(entries, found, strict=True)}
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from inference.files import prepare_folder
+from training.locks import take
 
 _PATIENCE = 2.0
 """Seconds between two looks at GPUs that are all taken."""
@@ -36,14 +38,11 @@ def own_gpu(work: Path) -> Iterator[None]:
         yield
         return
     folder = work / "gpus"
-    folder.mkdir(parents=True, exist_ok=True)
+    prepare_folder(folder)
     while True:
         for device in devices:
             with (folder / f"{socket.gethostname()}.{device.replace('/', '_')}").open("w") as claim:
-                try:
-                    # A record lock: children that augment do not inherit it.
-                    fcntl.lockf(claim, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except (BlockingIOError, PermissionError):
+                if not take(claim):
                     continue
                 os.environ["CUDA_VISIBLE_DEVICES"] = device
                 yield
