@@ -1,4 +1,4 @@
-"""The official lesion-wise scores of BraTS-Africa (and BraTS adult glioma), editions 2023 and 2024.
+"""The official lesion-wise scores of BraTS-Africa, editions 2023 and 2024 (and adult glioma of 2023).
 
 Both editions score one region of one case by its lesions: Dice and the 95th percentile Hausdorff distance of every
 reference lesion of more than 50 mm³ against the predicted lesions that it meets, averaged over these lesions and the
@@ -6,8 +6,11 @@ false positives, which count as 0 and 374 mm. They differ in what a lesion is:
 
 - 2023: fragments of the *reference* that meet when dilated are one lesion; predicted lesions are plain components, and
   a false positive counts whatever its size.
-- 2024 (also behind the 2025 queue): predicted fragments are merged in the same way and predicted lesions of up to 50
-  voxels are ignored; enhancing lesions that touch the same necrotic lesion are one (see :mod:`.lesions`).
+- 2024 (also the program of the 2025 queue): predicted fragments are merged in the same way and predicted lesions of up
+  to 50 voxels are ignored; enhancing lesions that touch the same necrotic lesion are one (see :mod:`.lesions`).
+
+Adult glioma of 2024 is another definition, which is not here: thresholds of 10 and 20 mm³, dilation by 3 and 5, a
+penalty of 337 mm and six regions.
 
 Oddities of the 2024 program are reproduced under the official names: its whole-volume sensitivity, specificity and
 Hausdorff distance are computed on maps of lesion *numbers*. `voxel_sensitivity` and `voxel_specificity` are those of
@@ -16,8 +19,8 @@ the masks as they are, before anything is removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from math import isfinite, isnan, nan, prod
 from sys import float_info
 from typing import Final, Literal
@@ -26,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from inference.boxes import Box, bounding_box
 from inference.labels import REGIONS, Label, region_mask
 from training.evaluation.lesions import (
     DILATION,
@@ -38,7 +42,7 @@ from training.evaluation.lesions import (
     without_small,
 )
 from training.evaluation.overlap import dice_of_sizes
-from training.evaluation.surfaces import Spacing, bounding_box, hausdorff95, surface_dice
+from training.evaluation.surfaces import Spacing, hausdorff95, surface_dice
 
 Version = Literal[2023, 2024]
 Labels = NDArray[np.uint8]
@@ -51,6 +55,27 @@ WORST_DISTANCE_MM: Final = 374.0
 
 TOLERANCES_MM: Final = (0.5, 1.0)
 """Tolerances of the surface Dice."""
+
+
+@dataclass(frozen=True)
+class LesionScore:
+    """One lesion of a region."""
+
+    side: str
+    """`reference`, or `prediction` for a false positive."""
+    volume: float
+    """mm³."""
+    counted: bool
+    """Whether it takes part in the lesion-wise means, or, in 2026, in their counts."""
+    matched: bool
+    """Whether the other side has a lesion for it."""
+    dice: float
+    hd95: float
+    """mm; NaN where no distances were asked for."""
+    nsd: float
+    """Surface Dice: at 1 mm in 2024 and 2025; NaN in 2023."""
+    centre: tuple[float, float, float]
+    """Mean voxel index along X, Y, Z as stored in the file."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +115,14 @@ class RegionScore:
     """2024: the same at 1 mm."""
     reference_volume: float = nan
     """Volume of the region in the reference, mm³."""
+    lesions: tuple[LesionScore, ...] = field(default=(), compare=False)
+    """The lesions behind the means; none where no distances were asked for."""
 
     def named(self) -> dict[str, float]:
         """The scores by the names used in files, without those that are NaN."""
-        values = {_FILE_NAMES.get(field.name, field.name): getattr(self, field.name) for field in fields(self)}
-        return {name: value for name, value in values.items() if name != "reference_volume" and not isnan(value)}
+        names = [entry.name for entry in fields(self) if entry.name not in {"reference_volume", "lesions"}]
+        values = {_FILE_NAMES.get(name, name): float(getattr(self, name)) for name in names}
+        return {name: value for name, value in values.items() if not isnan(value)}
 
 
 _FILE_NAMES: Final[Mapping[str, str]] = {
@@ -137,7 +165,7 @@ def score_case(
     sides = (np.ascontiguousarray(reference[frame]), np.ascontiguousarray(prediction[frame]))
     spacing = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
     return {
-        region: _score_region(_match(*sides, region, version), reference.size, spacing, version, metrics)
+        region: _score_region(_match(*sides, region, version, frame), reference.size, spacing, version, metrics)
         for region in regions
     }
 
@@ -148,13 +176,25 @@ def score_missing(reference: Labels, spacing: Spacing, version: Version) -> dict
     That holds even where the region is empty, and every reference lesion of more than 50 mm³ is a false negative.
     """
     empty = score_case(reference, np.zeros_like(reference), spacing, version, metrics="dice")
-    surface = {"nsd_05", "nsd_10", "lesionwise_nsd_05", "lesionwise_nsd_10"} if version == 2024 else set()
-    overlaps = {"lesionwise_dice", "dice", "sensitivity", "specificity", "voxel_sensitivity", "voxel_specificity"}
-    scores = dict.fromkeys(overlaps | surface, 0.0)
-    distances = {"lesionwise_hd95": WORST_DISTANCE_MM, "hd95": WORST_DISTANCE_MM}
+    nothing = 0.0 if version == 2024 else nan
     return {
         region: RegionScore(
-            **scores, **distances, tp=0, fp=0, fn=score.tp + score.fn, reference_volume=score.reference_volume
+            lesionwise_dice=0.0,
+            lesionwise_hd95=WORST_DISTANCE_MM,
+            dice=0.0,
+            hd95=WORST_DISTANCE_MM,
+            sensitivity=0.0,
+            specificity=0.0,
+            voxel_sensitivity=0.0,
+            voxel_specificity=0.0,
+            tp=0,
+            fp=0,
+            fn=score.tp + score.fn,
+            nsd_05=nothing,
+            nsd_10=nothing,
+            lesionwise_nsd_05=nothing,
+            lesionwise_nsd_10=nothing,
+            reference_volume=score.reference_volume,
         )
         for region, score in empty.items()
     }
@@ -172,13 +212,15 @@ class _Matched:
     """(reference lesions + 1, predicted + 1): voxels of the predicted lesion in the dilated reference lesion."""
     shared: csr_array
     """The same shape: voxels that two lesions share."""
+    origin: tuple[int, int, int]
+    """Where the region's frame begins in the volume."""
 
     def pairs(self) -> list[tuple[int, Numbers]]:
         """Each reference lesion's number with the numbers of the predicted lesions that it meets."""
         return [(int(lesion), self.meets[[lesion]].indices) for lesion in np.flatnonzero(self.lesions[0].sizes)]
 
 
-def _match(reference: Labels, prediction: Labels, region: str, version: Version) -> _Matched:
+def _match(reference: Labels, prediction: Labels, region: str, version: Version, outer: Box) -> _Matched:
     # Necrosis decides which enhancing lesions are one, so that ET needs the frame of both.
     frame = _frame(
         np.logical_or(*(region_mask(side, "TC" if region == "ET" else region) for side in (reference, prediction)))
@@ -196,9 +238,9 @@ def _match(reference: Labels, prediction: Labels, region: str, version: Version)
     near = lesions[0].near(predicted.voxels)
     inside = near * masks[0].ravel()[predicted.voxels]
     shape = (lesions[0].sizes.size, predicted.sizes.size)
-    return _Matched(
-        masks, lesions, _table(near, predicted.at_voxels, shape), _table(inside, predicted.at_voxels, shape)
-    )
+    tables = (_table(near, predicted.at_voxels, shape), _table(inside, predicted.at_voxels, shape))
+    x, y, z = (inner.start + side.start for inner, side in zip(frame, outer, strict=True))
+    return _Matched(masks, lesions, *tables, (x, y, z))
 
 
 def _lesions_2024(labels: Labels, mask: Mask, region: str, *, predicted: bool) -> Lesions:
@@ -209,9 +251,9 @@ def _lesions_2024(labels: Labels, mask: Mask, region: str, *, predicted: bool) -
     return merge_enhancing(lesions, without_small(necrotic) if predicted else necrotic)
 
 
-def _frame(mask: Mask) -> tuple[slice[int, int, None], ...]:
+def _frame(mask: Mask) -> Box:
     """A box around a mask, with room for the dilation as far as the volume goes."""
-    box = bounding_box(mask) or (slice(0, 1),) * mask.ndim
+    box = bounding_box(mask) if mask.any() else (slice(0, 1),) * mask.ndim
     return tuple(
         slice(max(side.start - DILATION, 0), min(side.stop + DILATION, length))
         for side, length in zip(box, mask.shape, strict=True)
@@ -256,7 +298,28 @@ def _score_region(
         lesionwise_nsd_05=surfaces.lesionwise_nsd[0],
         lesionwise_nsd_10=surfaces.lesionwise_nsd[1],
         reference_volume=float(sizes.sum()) * voxel,
+        lesions=tuple(_lesion_scores(matched, surfaces, voxel)) if metrics == "all" else (),
     )
+
+
+def _lesion_scores(matched: _Matched, surfaces: _Surfaces, voxel: float) -> Iterator[LesionScore]:
+    """Every reference lesion, those that are too small to count too, then the false positives."""
+    for name, side, table in zip(("reference", "prediction"), matched.lesions, (0, 1), strict=True):
+        sizes, predicted_sizes = side.sizes, matched.lesions[1].sizes
+        places = np.stack(np.unravel_index(side.voxels, side.zones.shape))
+        sums = [np.bincount(side.at_voxels, weights=axis, minlength=sizes.size) for axis in places]
+        met_at_all = set(matched.meets.indices.tolist())
+        for lesion in np.flatnonzero(sizes).tolist():
+            if table and lesion in met_at_all:
+                continue
+            x, y, z = (float(a[lesion] / sizes[lesion]) + o for a, o in zip(sums, matched.origin, strict=True))
+            met = matched.meets[[lesion]].indices if not table else np.array([], int)
+            shared = int(matched.shared[[lesion]][:, met].sum()) if met.size else 0
+            dice = dice_of_sizes(shared, int(sizes[lesion]), int(predicted_sizes[met].sum()))
+            hd95, nsd = surfaces.by_lesion.get(lesion, (nan, nan)) if not table else (WORST_DISTANCE_MM, 0.0)
+            volume = float(sizes[lesion] * voxel)
+            counted = bool(table) or volume > SMALLEST_LESION_MM3
+            yield LesionScore(name, volume, counted, met.size > 0, dice, hd95, nsd, (x, y, z))
 
 
 def _mean(values: list[float], false: int, penalty: float, nothing: float) -> float:
@@ -299,6 +362,8 @@ class _Surfaces:
     hd95: float = nan
     nsd: tuple[float, ...] = (nan, nan)
     lesionwise_nsd: tuple[float, ...] = (nan, nan)
+    by_lesion: Mapping[int, tuple[float, float]] = field(default_factory=dict)
+    """HD95, and surface Dice at 1 mm, of each scored reference lesion by number."""
 
 
 def _surfaces(
@@ -312,14 +377,17 @@ def _surfaces(
     pairs = [(ids[0] == lesion, _any_of(ids[1], met)) for lesion, met in scored]
     distances = [_distance(mask.view(np.uint8), other.view(np.uint8), spacing) for mask, other in pairs]
     lesionwise = _mean(distances, false, WORST_DISTANCE_MM, nothing=0.0)
+    numbers = [lesion for lesion, _ in scored]
     if version == 2023:
-        return _Surfaces(lesionwise, whole_distance)
+        by_lesion = {lesion: (distance, nan) for lesion, distance in zip(numbers, distances, strict=True)}
+        return _Surfaces(lesionwise, whole_distance, by_lesion=by_lesion)
     dices = [surface_dice(mask, other, spacing, TOLERANCES_MM) for mask, other in pairs]
     return _Surfaces(
         lesionwise,
         whole_distance,
         surface_dice(ids[0] > 0, ids[1] > 0, spacing, TOLERANCES_MM),
         tuple(_mean([dice[at] for dice in dices], false, 0.0, nothing=1.0) for at in range(len(TOLERANCES_MM))),
+        {number: (far, dice[1]) for number, far, dice in zip(numbers, distances, dices, strict=True)},
     )
 
 

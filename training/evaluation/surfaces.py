@@ -16,6 +16,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from surface_distance import lookup_tables
 
+from inference.boxes import Box, bounding_box
+
 Spacing = tuple[float, float, float]
 
 _REACH: Final = 3
@@ -74,11 +76,30 @@ def surface_dice(
     return tuple(share / (2.0 + 1e-8) for share in shares)
 
 
+def border_distances(
+    reference: NDArray[np.bool_], prediction: NDArray[np.bool_], spacing: Spacing
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Distances (mm) of each mask's border voxels to the other's border, both ways; nothing where a mask is empty.
+
+    Masks are (X, Y, Z). Border voxels have a 6-neighbour outside the mask or the volume: a 6-connected erosion removes
+    them. First the reference's, then the prediction's.
+    """
+    grid = _Grid.around(reference, prediction, padding=_REACH + 1)
+    if grid is None:
+        return None
+    borders = [grid.surface_voxels(side) for side in (reference, prediction)]
+    points = [np.flatnonzero(border) for border in borders]
+    if not (points[0].size and points[1].size):
+        return None
+    first, second = (grid.nearest(points[a], borders[b], points[b], spacing) for a, b in ((0, 1), (1, 0)))
+    return first, second
+
+
 @dataclass(frozen=True)
 class _Grid:
     """A zero-padded box that holds two segmentations; its points are addressed by flat index in C order."""
 
-    box: tuple[slice[int, int, None], ...]
+    box: Box
     """Where the box lies in the segmentations, without padding."""
     shape: tuple[int, int, int]
     """Its extent with padding."""
@@ -90,9 +111,10 @@ class _Grid:
         cls, first: NDArray[np.uint8] | NDArray[np.bool_], second: NDArray[np.uint8] | NDArray[np.bool_], padding: int
     ) -> _Grid | None:
         """The smallest grid that holds both; nothing where both are empty."""
-        box = bounding_box((first != 0) | (second != 0))
-        if box is None:
+        either = (first != 0) | (second != 0)
+        if not either.any():
             return None
+        box = bounding_box(either)
         x, y, z = (side.stop - side.start + 2 * padding for side in box)
         return cls(box, (x, y, z), padding)
 
@@ -168,17 +190,6 @@ class _Grid:
 
     def _coordinates(self, points: NDArray[np.intp]) -> NDArray[np.intp]:
         return np.stack(np.unravel_index(points, self.shape), axis=1)
-
-
-def bounding_box(mask: NDArray[np.bool_]) -> tuple[slice[int, int, None], ...] | None:
-    """The smallest box around what is set in a mask of any dimension; nothing where nothing is set."""
-    box = []
-    for axis in range(mask.ndim):
-        inside = np.flatnonzero(mask.any(axis=tuple(other for other in range(mask.ndim) if other != axis)))
-        if not inside.size:
-            return None
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
 
 
 def _weighted_percentile(distances: NDArray[np.float64], areas: NDArray[np.float64], fraction: float) -> float:

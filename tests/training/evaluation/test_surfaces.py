@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from training.evaluation import surfaces
-from training.evaluation.surfaces import bounding_box, hausdorff95, surface_dice
+from training.evaluation.surfaces import hausdorff95, surface_dice
 
 from .scenes import ISOTROPIC, plain_hausdorff95, plain_surface_dice
 
@@ -114,10 +114,3 @@ def test_the_edge_of_the_volume_is_surface():
     full = np.ones((6, 6, 6), np.bool_)
     assert surface_dice(full, ball((6, 6, 6), (2, 2, 2), 1), ISOTROPIC, (1.0,))[0] < 0.5
     assert hausdorff95(ones(full), ones(full), ISOTROPIC) == 0
-
-
-def test_bounding_box():
-    mask = np.zeros((5, 6, 7), np.bool_)
-    assert bounding_box(mask) is None
-    mask[1, 2, 3] = mask[3, 4, 3] = True
-    assert bounding_box(mask) == (slice(1, 4), slice(2, 5), slice(3, 4))
