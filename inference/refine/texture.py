@@ -308,8 +308,13 @@ def _maximal_correlation(shares: Values, rows: Values, columns: Values) -> Value
     """Root of the second largest eigenvalue of Q (directions,), see the definition; 1 for a single grey level."""
     if len(shares) < 2:
         return np.ones(1)
-    first = np.moveaxis(shares / (rows * columns + _EPSILON), 2, 0)
-    eigenvalues = np.sort(np.linalg.eigvals(first @ np.moveaxis(shares, 2, 0).transpose(0, 2, 1)))
+    # Summed level by level as pyradiomics does: an eigenvalue of 0 is left out of the mean where it comes out below 0,
+    # which the order of a sum decides.
+    q: Values = np.zeros(())
+    for level in range(len(shares)):
+        products = shares[:, None, level] * shares[None, :, level]
+        q = q + products / (rows[:, None, 0] * columns[None, :, level] + _EPSILON)
+    eigenvalues = np.sort(np.linalg.eigvals(np.moveaxis(q, 2, 0)))
     root: Values = np.sqrt(eigenvalues[:, -2]).real
     return root
 
