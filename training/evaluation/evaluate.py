@@ -5,29 +5,45 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
 import statistics
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from math import inf, isfinite, isnan, nan
 from pathlib import Path
-from typing import Final, get_args
+from typing import TYPE_CHECKING, Final, get_args
+
+import numpy as np
 
 from inference.console import say
 from inference.errors import CaseError, ExitStatus, UsageError
-from training.evaluation.files import check_geometry, find_label_maps, read_label_map, unmatched
-from training.evaluation.lesionwise import RegionScore, Version, score_case, score_missing
+from inference.files import check_replaceable, prepare_folder
+from training.evaluation.editions import CaseScores, Edition, score, shown, worst
+from training.evaluation.files import LabelMap, check_geometry, find_label_maps, read_label_map, unmatched
+from training.evaluation.surfaces import Spacing
 from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
+from training.workers import open_workers
+
+if TYPE_CHECKING:
+    from training.evaluation.lesionwise import LesionScore
 
 _LOG = logging.getLogger(__name__)
+
+_SAME_SIZE: Final = 1e-3
+"""Largest relative difference between the voxel sizes of pixdim and of the affine that passes without a word."""
+
+
+def _deviation(values: list[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else nan
+
 
 _STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
-    "std": statistics.pstdev,
+    "std": _deviation,
 }
-"""What is reported over cases; std is that of the population."""
+"""What is reported over cases, of finite values alone; `std` is of a sample (n - 1), as in the challenge's tables."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """Values by region and metric."""
@@ -37,44 +53,67 @@ Scores = Mapping[str, Mapping[str, float]]
 class Evaluation:
     """Scores of a folder of predictions against a folder of references."""
 
-    version: Version
+    version: Edition
     """Edition of the official definition."""
     cases: Mapping[str, Scores]
-    """Scores of each case that could be scored."""
+    """Scores of each case that has a readable reference."""
     missing: tuple[str, ...] = ()
     """Cases without a prediction; they are in `cases` with the worst scores."""
+    damaged: Mapping[str, str] = field(default_factory=dict)
+    """Cases whose prediction cannot be scored, and why; they are in `cases` with the worst scores, too."""
     extra: tuple[str, ...] = ()
     """Predictions without a reference; they are not scored."""
     failed: Mapping[str, str] = field(default_factory=dict)
-    """Cases that could not be scored, and why; they are in no mean."""
+    """Cases whose reference cannot be read, and why; they are in no mean."""
     relabelled: tuple[str, ...] = ()
     """Cases of which a label 4 was read as 3."""
+    dropped: tuple[str, ...] = ()
+    """Cases of whose prediction label 4 was left out, as it belongs to no region."""
+    lesions: Mapping[str, Mapping[str, tuple[LesionScore, ...]]] = field(default_factory=dict)
+    """The lesions of each case by region."""
 
     def summary(self, statistic: str) -> Scores:
-        """The mean, median or std (of the population) of each region and metric over the cases."""
-        compute = _STATISTICS[statistic]
-        first = next(iter(self.cases.values()), {})
+        """The mean, median, std or count of the finite values of each region and metric over the cases."""
         return {
-            region: {name: compute([case[region][name] for case in self.cases.values()]) for name in scores}
-            for region, scores in first.items()
+            region: {
+                name: float(len(values)) if statistic == "count" else _STATISTICS[statistic](values) if values else nan
+                for name in scores
+                for values in [[case[region][name] for case in self.cases.values() if isfinite(case[region][name])]]
+            }
+            for region, scores in next(iter(self.cases.values()), {}).items()
         }
 
     def as_json(self) -> str:
-        """The evaluation as a JSON document."""
-        summaries = {statistic: self.summary(statistic) for statistic in _STATISTICS}
-        notes = {"missing": self.missing, "extra": self.extra, "failed": self.failed, "relabelled": self.relabelled}
-        return json.dumps({"version": self.version, "cases": self.cases, **summaries, **notes}, indent=1) + "\n"
+        """The evaluation as a JSON document; what is not defined is null, and what is infinite "inf"."""
+        summaries = {statistic: _storable(self.summary(statistic)) for statistic in (*_STATISTICS, "count")}
+        cases = {case: _storable(scores) for case, scores in self.cases.items()}
+        notes = {
+            name: getattr(self, name) for name in ("missing", "damaged", "extra", "failed", "relabelled", "dropped")
+        }
+        document = {"version": self.version, "cases": cases, **summaries, **notes}
+        return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
     def overview(self) -> str:
         """A Markdown table of the means."""
         means = self.summary("mean")
-        names = list(next(iter(means.values()), {}))
+        names = [name for name in next(iter(means.values()), {}) if shown(name, self.version)]
         return markdown(("metric", *means), [(name, *(scores[name] for scores in means.values())) for name in names])
+
+    def sentence(self) -> str:
+        """The means that rank, and what became of the cases, in one line."""
+        means = self.summary("mean")
+        dice = ", ".join(f"{region} {scores['lesionwise_dice']:.4f}" for region, scores in means.items())
+        told = {"missing": self.missing, "damaged": self.damaged, "left out for their reference": self.failed}
+        counts = [f"{len(cases)} {word}" for word, cases in told.items() if cases]
+        return f"BraTS {self.version}, {', '.join([f'{len(self.cases)} cases', *counts])}: lesion-wise Dice {dice}"
 
     def as_table(self, suffix: str) -> str:
         """One row for each case and region, and for the statistics over cases, as `.csv` or `.md`."""
-        blocks = [*self.cases.items(), *((statistic, self.summary(statistic)) for statistic in _STATISTICS)]
+        summaries = ((statistic, self.summary(statistic)) for statistic in _STATISTICS)
+        blocks = [*self.cases.items(), *summaries]
         names = list(dict.fromkeys(name for _, block in blocks for scores in block.values() for name in scores))
+        if suffix == ".md":
+            names = [name for name in names if shown(name, self.version)]
         rows: list[Row] = [
             (case, region, *(scores[name] for name in names))
             for case, block in blocks
@@ -82,6 +121,26 @@ class Evaluation:
         ]
         header = ("case", "region", *names)
         return comma_separated(header, rows) if suffix == ".csv" else markdown(header, rows)
+
+    def lesion_table(self) -> str:
+        """One row for each lesion, as CSV; centres are voxel indices in the file."""
+        rows: list[Row] = []
+        for case, by_region in self.lesions.items():
+            for region, lesions in by_region.items():
+                for number, lesion in enumerate(lesions, start=1):
+                    flags = ("yes" if lesion.counted else "no", "yes" if lesion.matched else "no")
+                    values = (lesion.dice, lesion.hd95, lesion.nsd, *(round(at, 1) for at in lesion.centre))
+                    rows.append((case, region, number, lesion.side, lesion.volume, *flags, *values))
+        measures = ("volume_mm3", "counted", "matched", "dice", "hd95_mm", "nsd", "x", "y", "z")
+        return comma_separated(("case", "region", "lesion", "side", *measures), rows)
+
+
+def _storable(scores: Scores) -> dict[str, dict[str, float | str | None]]:
+    """JSON knows neither NaN nor infinity."""
+    return {
+        region: {name: None if isnan(value) else "inf" if value == inf else value for name, value in values.items()}
+        for region, values in scores.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -99,13 +158,29 @@ class _Outcome:
     """What came of one case."""
 
     case: str
-    scores: Mapping[str, RegionScore] | None = None
+    scores: CaseScores | None = None
+    """None where the reference cannot be read."""
     error: str = ""
+    """Why, or what is wrong with the prediction."""
+    warnings: tuple[str, ...] = ()
     relabelled: bool = False
+    dropped: bool = False
 
 
-def evaluate_folders(reference: Path, prediction: Path, version: Version, jobs: int = 1) -> Evaluation:
-    """Score every case of a reference folder; what is missing, extra or wrong is logged and listed.
+@dataclass(frozen=True)
+class Rules:
+    """How cases are scored."""
+
+    version: Edition
+    """Edition of the official definition."""
+    label_4_is_et: bool = False
+    """Whether label 4 of a prediction counts as enhancing tumour, which no official program does."""
+    package_faults: bool = False
+    """2026: what the official package does where voxels are not cubes of 1 mm."""
+
+
+def evaluate_folders(reference: Path, prediction: Path, rules: Rules, jobs: int = 1) -> Evaluation:
+    """Score every case of a reference folder; what is missing, damaged or extra is logged and listed.
 
     Raises:
         FolderError: a folder cannot be read or holds no label map.
@@ -113,83 +188,123 @@ def evaluate_folders(reference: Path, prediction: Path, version: Version, jobs: 
     """
     references, predictions = find_label_maps(reference), find_label_maps(prediction)
     missing, extra = unmatched(references, predictions)
-    for case in missing:
-        _LOG.warning("%s: no prediction; scored as the worst", case)
     for case in extra:
         _LOG.warning("%s: no reference; not scored", case)
     pairs = [_Pair(case, references[case], predictions.get(case, ())) for case in sorted(references)]
-    outcomes = list(_outcomes(pairs, version, jobs))
-    for outcome in outcomes:
+    outcomes = []
+    for outcome in _outcomes(pairs, rules, jobs):
+        outcomes.append(outcome)
+        for warning in outcome.warnings:
+            _LOG.warning("%s: %s", outcome.case, warning)
         if outcome.error:
-            _LOG.error("%s", outcome.error)
-        if outcome.relabelled:
-            _LOG.warning("%s: label 4 was read as 3", outcome.case)
+            _LOG.error("%s%s", outcome.error, "; scored as the worst" if outcome.scores else "; left out")
+    for case in missing:
+        _LOG.warning("%s: no prediction; scored as the worst", case)
+    scored = {outcome.case: outcome.scores for outcome in outcomes if outcome.scores is not None}
     return Evaluation(
-        version,
-        {
-            outcome.case: {region: score.named() for region, score in outcome.scores.items()}
-            for outcome in outcomes
-            if outcome.scores is not None
-        },
+        rules.version,
+        {case: {region: score.named() for region, score in scores.items()} for case, scores in scored.items()},
         tuple(missing),
+        {outcome.case: outcome.error for outcome in outcomes if outcome.error and outcome.scores is not None},
         tuple(extra),
-        {outcome.case: outcome.error for outcome in outcomes if outcome.error},
+        {outcome.case: outcome.error for outcome in outcomes if outcome.scores is None},
         tuple(outcome.case for outcome in outcomes if outcome.relabelled),
+        tuple(outcome.case for outcome in outcomes if outcome.dropped),
+        {case: {region: score.lesions for region, score in scores.items()} for case, scores in scored.items()},
     )
 
 
-def _outcomes(pairs: list[_Pair], version: Version, jobs: int) -> Iterator[_Outcome]:
-    if jobs == 1:
-        yield from map(partial(_outcome, version=version), pairs)
-        return
-    # Spawned, since forking a process that has threads can hang.
-    with ProcessPoolExecutor(jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(partial(_outcome, version=version), pairs)
+def _outcomes(pairs: list[_Pair], rules: Rules, jobs: int) -> Iterator[_Outcome]:
+    from tqdm import tqdm
+
+    # A terminal sees a bar, a log only what is wrong.
+    quiet = sys.stderr is None or not sys.stderr.isatty()
+    with open_workers(jobs) as workers, tqdm(total=len(pairs), unit="case", disable=quiet) as bar:
+        for outcome in workers.map(partial(_outcome, rules=rules), pairs):
+            bar.update()
+            yield outcome
 
 
-def _outcome(pair: _Pair, version: Version) -> _Outcome:
+def _outcome(pair: _Pair, rules: Rules) -> _Outcome:
     try:
         reference = read_label_map(pair.reference, pair.case)
-        if not pair.prediction:
-            scores = score_missing(reference.labels, reference.spacing, version)
-            return _Outcome(pair.case, scores, relabelled=reference.relabelled)
+    except CaseError as error:
+        return _Outcome(pair.case, error=str(error))
+    if not pair.prediction:
+        lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
+        return _Outcome(pair.case, lowest, relabelled=reference.relabelled)
+    try:
         prediction = read_label_map(pair.prediction, pair.case)
         check_geometry(reference, prediction, pair.case)
     except CaseError as error:
-        return _Outcome(pair.case, error=str(error))
-    # The official programs take the voxel size from the prediction; both are equal here.
-    scores = score_case(reference.labels, prediction.labels, prediction.spacing, version)
-    return _Outcome(pair.case, scores, relabelled=reference.relabelled or prediction.relabelled)
+        lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
+        return _Outcome(pair.case, lowest, str(error), relabelled=reference.relabelled)
+    labels, warnings = prediction.labels, []
+    relabelled = reference.relabelled or (prediction.relabelled and rules.label_4_is_et)
+    if relabelled:
+        warnings.append("label 4 was read as 3")
+    if prediction.relabelled and not rules.label_4_is_et:
+        # The reader has called it 3, since no voxel was.
+        labels = np.where(labels == 3, np.uint8(0), labels)
+        warnings.append("label 4 of the prediction is in no region, as for the official programs: see --label-4-is-et")
+    spacing, other = _voxel_size(prediction, rules), _voxel_size(prediction, rules, by_header=rules.version != 2023)
+    if not np.allclose(spacing, other, rtol=_SAME_SIZE):
+        source = "header" if rules.version == 2023 else "affine"
+        warnings.append(f"voxels of {spacing} mm by the {source}, which counts in {rules.version}, and of {other} mm")
+    found = score(reference.labels, labels, spacing, rules.version, package_faults=rules.package_faults)
+    return _Outcome(
+        pair.case, found, "", tuple(warnings), relabelled, prediction.relabelled and not rules.label_4_is_et
+    )
+
+
+def _voxel_size(label_map: LabelMap, rules: Rules, *, by_header: bool | None = None) -> Spacing:
+    """Along the stored axes in mm. The program of 2023 takes the header's pixdim, later ones the affine."""
+    if rules.version == 2023 if by_header is None else by_header:
+        return label_map.spacing
+    x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.affine[:3, :3], axis=0))
+    return x, y, z
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `evaluate`."""
     parser.description = (
-        "Score predicted label maps by the official lesion-wise definitions of BraTS-Africa. Cases are matched by ID. "
-        "Exit status 0: all cases were scored; 1: some could not be; 2: nothing was attempted."
+        "Score predicted label maps by the official lesion-wise definitions of BraTS-Africa. Cases are matched by ID; "
+        "missing and damaged predictions score as the worst. Exit status 0: every file could be read; 1: one is "
+        "damaged; 2: nothing was attempted. docs/scoring.md explains every score."
     )
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference label maps")
     parser.add_argument("--prediction", type=Path, required=True, metavar="DIR", help="predicted label maps")
-    parser.add_argument("--version", type=int, choices=get_args(Version), required=True, help="official edition")
+    parser.add_argument("--version", type=int, choices=get_args(Edition), required=True, help="official edition")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="all scores")
     parser.add_argument("--table", type=Path, metavar="FILE.csv|.md", help="one row for each case and region")
+    parser.add_argument("--lesions", type=Path, metavar="FILE.csv", help="one row for each lesion")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="cases at a time (default: 1)")
+    parser.add_argument("--label-4-is-et", action="store_true", help="count label 4 of predictions as enhancing tumour")
+    parser.add_argument("--package-faults", action="store_true", help="2026: the package's voxel sizes, see the docs")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Carry out `evaluate`; the exit status. Without `--output` and `--table` the means go to the standard output.
+    """Carry out `evaluate`; the exit status. Without an output file the means go to the standard output.
 
     Raises UsageError or FolderError where nothing could be attempted.
     """
-    output: Path | None = arguments.output
-    table: Path | None = None if arguments.table is None else check_table(arguments.table)
     if arguments.jobs < 1:
         raise UsageError(f"--jobs {arguments.jobs}: at least one")
-    evaluation = evaluate_folders(arguments.reference, arguments.prediction, arguments.version, arguments.jobs)
-    if output is not None:
-        write_text(output, evaluation.as_json())
-    if table is not None:
-        write_text(table, evaluation.as_table(table.suffix))
-    if output is None and table is None:
-        say(evaluation.overview())
-    return ExitStatus.CASE_FAILED if evaluation.failed else ExitStatus.OK
+    if arguments.table is not None:
+        check_table(arguments.table)
+    if arguments.lesions is not None and arguments.lesions.suffix != ".csv":
+        raise UsageError(f"{arguments.lesions}: the table of lesions ends in .csv")
+    outputs = [path for path in (arguments.output, arguments.table, arguments.lesions) if path is not None]
+    for path in outputs:  # before hours of scoring, not after them
+        prepare_folder(path.parent)
+        check_replaceable(path)
+    rules = Rules(arguments.version, arguments.label_4_is_et, arguments.package_faults)
+    evaluation = evaluate_folders(arguments.reference, arguments.prediction, rules, arguments.jobs)
+    if arguments.output is not None:
+        write_text(arguments.output, evaluation.as_json())
+    if arguments.table is not None:
+        write_text(arguments.table, evaluation.as_table(arguments.table.suffix))
+    if arguments.lesions is not None:
+        write_text(arguments.lesions, evaluation.lesion_table())
+    say(f"{evaluation.sentence()}\n" if outputs else evaluation.overview())
+    return ExitStatus.CASE_FAILED if evaluation.damaged or evaluation.failed else ExitStatus.OK

@@ -44,10 +44,11 @@ class Table:
 
 
 def spread(values: Sequence[float], digits: int = 3) -> str:
-    """Mean ± standard deviation of the population, as `evaluate` gives it; a dash for no values."""
+    """Mean ± standard deviation of a sample, as `evaluate` gives it; a dash for no values."""
     if not values:
         return "–"
-    return f"{statistics.fmean(values):.{digits}f} ± {statistics.pstdev(values):.{digits}f}"
+    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
 
 def claims_table(found: Sequence[Claim]) -> Table:

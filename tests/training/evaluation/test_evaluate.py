@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import subprocess
+import sys
 
+import nibabel as nib
 import numpy as np
 import pytest
 
@@ -61,7 +65,7 @@ def test_json_holds_the_scores_of_every_case(folders, tmp_path, version, names):
             assert found[region] == score.named()
 
 
-def test_statistics_are_over_cases_and_std_is_of_the_population(folders, tmp_path):
+def test_statistics_are_over_cases_and_std_is_of_a_sample(folders, tmp_path):
     _, document = evaluated(folders, tmp_path)
     for region in ("WT", "TC", "ET"):
         for name in NAMES | SURFACE:
@@ -69,7 +73,8 @@ def test_statistics_are_over_cases_and_std_is_of_the_population(folders, tmp_pat
             assert len(values) == 3
             assert document["mean"][region][name] == pytest.approx(np.mean(values))
             assert document["median"][region][name] == pytest.approx(np.median(values))
-            assert document["std"][region][name] == pytest.approx(np.std(values))
+            assert document["std"][region][name] == pytest.approx(np.std(values, ddof=1))
+            assert document["count"][region][name] == 3
 
 
 def test_a_missing_prediction_is_named_and_scored_as_the_worst(folders, tmp_path, caplog):
@@ -89,22 +94,119 @@ def test_an_extra_prediction_is_named_and_not_scored(folders, tmp_path, caplog):
     assert len(document["cases"]) == 3
 
 
-@pytest.mark.parametrize(
-    ("bad", "complaint"),
-    [
-        ((GOOD[:-1], np.eye(4)), "shapes differ"),
-        ((GOOD, np.diag([-1.0, 1, 1, 1])), "affines differ"),
-        ((GOOD + np.uint8(5), np.eye(4)), "other values than labels"),
-    ],
-)
-def test_what_is_wrong_with_one_case_does_not_stop_the_others(folders, tmp_path, caplog, bad, complaint):
+BAD = [
+    ((GOOD[:-1], np.eye(4)), "shapes differ"),
+    ((GOOD, np.diag([-1.0, 1, 1, 1])), "affines differ"),
+    ((GOOD + np.uint8(5), np.eye(4)), "other values than labels"),
+]
+
+
+@pytest.mark.parametrize("version", [2023, 2024, 2025, 2026])
+@pytest.mark.parametrize("damage", BAD, ids=[complaint for _, complaint in BAD])
+def test_a_damaged_prediction_counts_as_a_missing_one(folders, tmp_path, caplog, damage, version):
+    bad, complaint = damage
     save(bad[0], folders[1] / "BraTS-SSA-00001-000.nii.gz", bad[1])
-    status, document = evaluated(folders, tmp_path)
+    status, document = evaluated(folders, tmp_path, version=version)
     assert status == 1
-    assert list(document["cases"]) == ["BraTS-SSA-00002-000", "BraTS-SSA-00003-000"]
-    assert list(document["failed"]) == ["BraTS-SSA-00001-000"]
-    assert complaint in document["failed"]["BraTS-SSA-00001-000"]
+    assert list(document["damaged"]) == ["BraTS-SSA-00001-000"]
+    assert complaint in document["damaged"]["BraTS-SSA-00001-000"]
     assert complaint in caplog.text
+    assert document["failed"] == {}
+    # Of the same reference, case 3 has no prediction at all.
+    assert document["cases"]["BraTS-SSA-00001-000"] == document["cases"]["BraTS-SSA-00003-000"]
+    assert document["cases"]["BraTS-SSA-00002-000"]["WT"]["dice"] > 0
+
+
+def test_a_damaged_reference_leaves_its_case_out_and_no_other(folders, tmp_path, caplog):
+    case = "BraTS-SSA-00001-000"
+    (folders[0] / case / f"{case}-seg.nii.gz").write_bytes(b"nothing")
+    status, document = evaluated(folders, tmp_path)
+    assert (status, list(document["failed"])) == (1, [case])
+    assert list(document["cases"]) == ["BraTS-SSA-00002-000", "BraTS-SSA-00003-000"]
+    assert f"{case}: " in caplog.text
+    assert "left out" in caplog.text
+
+
+def test_2025_is_the_program_of_2024(folders, tmp_path):
+    first, second = (evaluated(folders, tmp_path, version=version)[1] for version in (2024, 2025))
+    assert (first.pop("version"), second.pop("version")) == (2024, 2025)
+    assert first == second
+
+
+def test_2026_stores_what_is_infinite_or_undefined_and_counts_the_rest(folders, tmp_path):
+    save(np.zeros_like(REFERENCE), folders[0] / "BraTS-SSA-00004-000" / "BraTS-SSA-00004-000-seg.nii.gz")
+    save(np.zeros_like(REFERENCE), folders[1] / "BraTS-SSA-00004-000.nii.gz")
+    status, document = evaluated(folders, tmp_path, version=2026)
+    assert status == 0
+    assert document["cases"]["BraTS-SSA-00003-000"]["WT"]["lesionwise_hd95"] == "inf"
+    assert document["cases"]["BraTS-SSA-00004-000"]["WT"]["lesionwise_dice"] is None
+    assert document["count"]["WT"]["lesionwise_dice"] == 3
+    assert document["count"]["WT"]["lesionwise_hd95"] == 2
+    finite = [document["cases"][f"BraTS-SSA-0000{n}-000"]["WT"]["lesionwise_hd95"] for n in (1, 2)]
+    assert document["mean"]["WT"]["lesionwise_hd95"] == pytest.approx(np.mean(finite))
+
+
+def test_label_four_of_a_prediction_is_in_no_region_unless_asked_for(folders, tmp_path, caplog):
+    case = "BraTS-SSA-00001-000"
+    save(np.where(GOOD == ET, np.uint8(4), GOOD), folders[1] / f"{case}.nii.gz")
+    _, document = evaluated(folders, tmp_path)
+    left = np.where(GOOD == ET, np.uint8(0), GOOD)
+    assert document["cases"][case]["WT"] == score_case(REFERENCE, left, ISOTROPIC, 2024)["WT"].named()
+    assert (document["dropped"], document["relabelled"]) == ([case], [])
+    assert "--label-4-is-et" in caplog.text
+    _, document = evaluated(folders, tmp_path, "--label-4-is-et")
+    assert document["cases"][case]["ET"] == score_case(REFERENCE, GOOD, ISOTROPIC, 2024)["ET"].named()
+    assert (document["dropped"], document["relabelled"]) == ([], [case])
+
+
+@pytest.mark.parametrize(("version", "spacing"), [(2023, (1, 1, 1)), (2024, (2, 2, 2))])
+def test_each_edition_takes_the_voxel_size_where_its_program_does(folders, tmp_path, caplog, version, spacing):
+    case = "BraTS-SSA-00001-000"
+    for path in (folders[0] / case / f"{case}-seg.nii.gz", folders[1] / f"{case}.nii.gz"):
+        image = nib.Nifti1Image(REFERENCE if "seg" in path.name else POOR, np.diag([2.0, 2, 2, 1]))
+        image.header["pixdim"][1:4] = 1
+        image.to_filename(path)
+        stored = bytearray(gzip.decompress(path.read_bytes()))
+        stored[80:92] = np.ones(3, "<f4").tobytes()  # pixdim, which nibabel sets to what the affine says
+        path.write_bytes(gzip.compress(bytes(stored)))
+    _, document = evaluated(folders, tmp_path, version=version)
+    assert document["cases"][case]["WT"] == score_case(REFERENCE, POOR, spacing, version)["WT"].named()
+    assert f"{case}: voxels of" in caplog.text
+
+
+def test_lesions_have_a_row_each(folders, tmp_path):
+    table = tmp_path / "lesions.csv"
+    _, document = evaluated(folders, tmp_path, "--lesions", table)
+    rows = list(csv.DictReader(table.open()))
+    poor = [row for row in rows if row["case"] == "BraTS-SSA-00002-000" and row["region"] == "WT"]
+    assert [(row["side"], row["matched"]) for row in poor] == [("reference", "yes"), ("prediction", "no")]
+    assert [float(row["volume_mm3"]) for row in poor] == [729, 216]
+    assert [(row["x"], row["y"], row["z"]) for row in poor] == [("8.0",) * 3, ("24.5",) * 3]
+    mean = document["cases"]["BraTS-SSA-00002-000"]["WT"]["lesionwise_dice"]
+    assert np.mean([float(row["dice"]) for row in poor]) == pytest.approx(mean)
+
+
+def test_a_table_for_readers_leaves_out_what_the_program_of_2024_computes_on_lesion_numbers(folders, tmp_path, capsys):
+    table = tmp_path / "scores.md"
+    for version, expected in ((2023, True), (2024, False)):
+        evaluated(folders, tmp_path, "--table", table, version=version)
+        assert (" sensitivity " in table.read_text()) == expected
+    assert "BraTS 2024, 3 cases, 1 missing: lesion-wise Dice WT " in capsys.readouterr().out
+
+
+def test_an_output_that_cannot_be_written_is_found_before_the_scoring(folders, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr("training.evaluation.evaluate.evaluate_folders", None)
+    (tmp_path / "a").touch()
+    for place, words in ((tmp_path / "a" / "x.json", "not a folder"), (tmp_path, "it is a folder")):
+        arguments = ("--reference", folders[0], "--prediction", folders[1], "--version", 2024, "--output", place)
+        assert command(*arguments) == 2
+        assert words in caplog.text
+
+
+def test_scoring_loads_no_networks():
+    heavy = ("torch", "nnunetv2", "openvino", "skimage", "matplotlib")
+    code = f"import sys, training.evaluation.evaluate; sys.exit(any(name in sys.modules for name in {heavy!r}))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_label_four_is_read_as_three_and_said(folders, tmp_path, caplog):
