@@ -44,22 +44,6 @@ class _Cell:
     """Its class."""
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """One case on the page."""
-
-    id: str
-    record: str
-    """The case's record as JSON."""
-    error: str | None
-    notes: tuple[str, ...]
-    """Warnings and repairs."""
-    picture: str
-    """Address of the picture beside the page; empty where there is none."""
-    script: str
-    """Address of the viewer's data beside the page; empty where there is none."""
-
-
 def write_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> Path:
     """Write the page of a run to `folder/index.html`; FolderError where that fails."""
     path = folder / PAGE
@@ -74,26 +58,14 @@ def render_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> st
     return render(
         "inference.report/page.html.jinja",
         run=run,
-        summary=_summary(run, cases),
         shared=shared,
         headings=[heading for heading, _ in _cells(CaseRecord("", "ok")) if heading not in hidden],
         rows=[[cell for heading, cell in row.items() if heading not in hidden] for row in rows],
         cases=[_shown(case, folder) for case in cases],
-        provenance=dict(_provenance(run)),
         sequences=SEQUENCE_NAMES,
         planes=EDGE_MARKS,
         labels=[(int(label), label.name, LABEL_NAMES[label], colour) for label, colour in LABEL_COLOURS.items()][::-1],
     )
-
-
-def _summary(run: RunRecord, cases: Sequence[CaseRecord]) -> str:
-    counts = {status: sum(case.status == status for case in cases) for status in ("repaired", "empty", "failed")}
-    parts = [f"{len(cases)} case{'s' * (len(cases) != 1)}"]
-    parts += [f"{count} {status}" for status, count in counts.items() if count]
-    parts.append(f"started {run.started.replace('T', ' ').replace('+00:00', ' UTC')}")
-    if run.interrupted:
-        parts.append(f"ended early by {run.interrupted}")
-    return ", ".join(parts) + "."
 
 
 # --- table ----------------------------------------------------------------------------------------------------------
@@ -166,28 +138,19 @@ def _unbroken(text: str) -> str:
 # --- one case -------------------------------------------------------------------------------------------------------
 
 
-def _shown(case: CaseRecord, folder: Path) -> _Shown:
+def _shown(case: CaseRecord, folder: Path) -> dict[str, object]:
+    """One case as the template takes it; the addresses `picture` and `script` are empty where there are none."""
     # A record must not name files elsewhere; and what an earlier run drew is not this result.
     drawn = case.status in ("ok", "repaired") and not any(note.startswith("no picture: ") for note in case.warnings)
     drawn = drawn and Path(case.id).name == case.id
-    names = (f"{case.id}{suffix}" for suffix in (PICTURE_SUFFIX, VIEWER_SUFFIX))
-    picture, script = (quote(name, safe="") if drawn and (folder / name).is_file() else "" for name in names)
+    names = {"picture": f"{case.id}{PICTURE_SUFFIX}", "script": f"{case.id}{VIEWER_SUFFIX}"}
+    places = {what: quote(name, safe="") if drawn and (folder / name).is_file() else "" for what, name in names.items()}
     record = to_json(plain(case)).decode()
-    return _Shown(case.id, record, case.error, tuple(_notes(case)), picture, script)
-
-
-def _provenance(run: RunRecord) -> Iterator[tuple[str, str]]:
-    """What the run's record says of the run, in words."""
-    yield "Bundle", f"{run.bundle.name} {run.bundle.version}"
-    yield "SHA-256 of its manifest", run.bundle.sha256
-    for key in ("profile", "engine", "device", "threads", "on_error", "started", "interrupted", "exit_status"):
-        value: object = getattr(run, key)
-        if value is not None:
-            yield key.replace("_", " ").capitalize(), str(value)
-    if run.region_thresholds:
-        cuts = run.region_thresholds.items()
-        yield "Region thresholds", ", ".join(f"{region} above {value:.4g}" for region, value in cuts)
-    if run.seconds is not None:
-        yield "Seconds", f"{run.seconds:.1f}"
-    yield "Command", " ".join(run.command) or "no arguments"
-    yield "Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    return {
+        "id": case.id,
+        "status": case.status,
+        "error": case.error,
+        "notes": _notes(case),
+        "record": record,
+        **places,
+    }

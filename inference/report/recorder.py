@@ -27,8 +27,8 @@ class RecordFile:
         self._path = path
         self._run: RunRecord | None = None
         self._cases: list[CaseRecord] = []
-        self._waiting: list[CaseRecord] = []
-        """Cases that are not in the file yet."""
+        self._written = 0
+        """How many of the cases are in the file."""
         self._file = -1
         self._end = 0
         """Where the brackets begin that close the list of cases."""
@@ -53,7 +53,6 @@ class RecordFile:
         self._cases.append(case)
         if self._path is None:
             return
-        self._waiting.append(case)
         try:
             self._append()
         except OSError as error:
@@ -87,9 +86,9 @@ class RecordFile:
         """Write the waiting cases over the brackets, in one call; where that fails the file stays as it was."""
         if os.fstat(self._file).st_size != self._end + len(self._brackets):
             raise OSError("somebody else has written to it; it will be whole at the end")
-        first = len(self._cases) == len(self._waiting)
-        objects = (json.dumps(plain(case), ensure_ascii=False, allow_nan=False) for case in self._waiting)
-        text = (b"\n" if first else b",\n") + ",\n".join(objects).encode("utf-8", "replace")
+        waiting = self._cases[self._written :]
+        objects = (json.dumps(plain(case), ensure_ascii=False, allow_nan=False) for case in waiting)
+        text = (b",\n" if self._written else b"\n") + ",\n".join(objects).encode("utf-8", "replace")
         try:
             written = os.pwrite(self._file, text + self._brackets, self._end)
             if written < len(text) + len(self._brackets):
@@ -99,4 +98,4 @@ class RecordFile:
             os.pwrite(self._file, self._brackets, self._end)
             raise
         self._end += len(text)
-        self._waiting.clear()
+        self._written = len(self._cases)

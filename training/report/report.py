@@ -58,7 +58,7 @@ def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jo
         config=config,
         claims=said,
         is_tuned=is_tuned,
-        facts=tables.provenance_facts(config, revision, made.libraries),
+        provenance=made,
         settings=json.dumps(made.config, indent=1, ensure_ascii=False),
     )
     write_text(folder / PAGE, page)

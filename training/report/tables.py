@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -215,15 +215,3 @@ def sources_table(config: RunConfig, entries: Sequence[CaseEntry]) -> Table:
         licence, doi = source.licence or "not stated", source.doi or "–"
         rows.append([source.name, *counts, kind, ", ".join(used) or "none", licence, doi])
     return Table("Data", ["source", "cases", "in folds", "kind", "used in", "licence", "DOI"], rows)
-
-
-def provenance_facts(config: RunConfig, revision: str, libraries: Mapping[str, str]) -> dict[str, str]:
-    """What a bundle of the run would say of itself."""
-    return {
-        "Bundle": f"{config.bundle.name} {config.bundle.version}",
-        "Intended use": config.bundle.intended_use,
-        "Limits": config.bundle.limits,
-        "Licence of the weights": config.bundle.licence,
-        "Revision of the code": revision,
-        "Libraries": ", ".join(f"{name} {version}" for name, version in libraries.items()),
-    }
