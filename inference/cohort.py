@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import wraps
 from itertools import zip_longest
 from pathlib import Path
-from typing import Concatenate, Final, ParamSpec, TypeVar
+from typing import Final, TypeVar, TypeVarTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ from inference.settings import OnError
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
-_Given = ParamSpec("_Given")
+_Given = TypeVarTuple("_Given")
 
 _EMPTY_STAMP: Final = "all background: the case failed"
 _DRAWING: Final = threading.Lock()
@@ -167,7 +166,7 @@ def _overlap(
         finishing: list[tuple[_Task, Future[CaseRecord]]] = []
 
         def read(task: _Task) -> None:
-            reading.append(reader.submit(_read, task, system, settings))
+            reading.append(reader.submit(_attempt, _read, task, system, settings))
 
         def settle_last() -> None:
             while finishing:
@@ -185,12 +184,16 @@ def _overlap(
                     settle_last()
                 elif following is not None:
                     read(following)
-                regions = scan if isinstance(scan, CaseRecord) else _predict(task, system, settings, scan, advance)
+                if isinstance(scan, CaseRecord):
+                    settle_last()
+                    settle(task, scan)
+                    continue
+                regions = _attempt(_predict, task, system, settings, scan, advance)
                 settle_last()
                 if isinstance(regions, CaseRecord):
                     settle(task, regions)
-                elif isinstance(scan, Scan):
-                    finishing.append((task, finisher.submit(_finish, task, system, settings, scan, regions)))
+                else:
+                    finishing.append((task, finisher.submit(_attempt, _finish, task, system, settings, scan, regions)))
                 # Nothing of this case may stay in memory while the next one is predicted.
                 del scan, regions
         finally:
@@ -223,25 +226,21 @@ def _tasks(listing: CaseListing) -> list[_Task]:
     return sorted(tasks, key=lambda task: task.case.id)
 
 
-def _recorded(
-    step: Callable[Concatenate[_Task, System, CohortSettings, _Given], _Item],
-) -> Callable[Concatenate[_Task, System, CohortSettings, _Given], _Item | CaseRecord]:
-    """Make of whatever goes wrong in a step the record of a failed case."""
-
-    @wraps(step)
-    def guarded(
-        task: _Task, system: System, settings: CohortSettings, /, *given: _Given.args, **named: _Given.kwargs
-    ) -> _Item | CaseRecord:
-        try:
-            return step(task, system, settings, *given, **named)
-        except Exception as error:
-            log.debug("%s failed", task.case.id, exc_info=True)
-            return _failed(task, system, settings, reason(error, task.case.id))
-
-    return guarded
+def _attempt(
+    step: Callable[[_Task, System, CohortSettings, *_Given], _Item],
+    task: _Task,
+    system: System,
+    settings: CohortSettings,
+    *given: *_Given,
+) -> _Item | CaseRecord:
+    """What a step of a case gives, or the record of a failed case where anything goes wrong in it."""
+    try:
+        return step(task, system, settings, *given)
+    except Exception as error:
+        log.debug("%s failed", task.case.id, exc_info=True)
+        return _failed(task, system, settings, reason(error, task.case.id))
 
 
-@_recorded
 def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseRecord:
     """The scan of a case, or its record where nothing is left to do."""
     if task.problem:
@@ -258,7 +257,6 @@ def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseR
         return read_scan(task.case)
 
 
-@_recorded
 def _predict(
     task: _Task, system: System, settings: CohortSettings, scan: Scan, progress: Progress
 ) -> RegionProbabilities:
@@ -269,7 +267,6 @@ def _predict(
         return predict_regions(scan, system, progress=progress, compare=compare)
 
 
-@_recorded
 def _finish(
     task: _Task, system: System, settings: CohortSettings, scan: Scan, regions: RegionProbabilities
 ) -> CaseRecord:
@@ -282,36 +279,34 @@ def _finish(
     with task.timed("write"):
         stamp = system.stamp(task.scans, noted=scan.is_noted)
         write_labels(result.labels, scan.geometry, path, stamp=stamp)
-        maps = _maps(regions, settings)
-        warnings += _write_maps(scan, maps, settings, stamp)
+        maps, unwritten = _write_maps(scan, regions, settings, stamp)
+        warnings += unwritten
     with task.timed("draw"):
         warnings += _draw(scan, result.labels, maps, warnings, settings.report)
     return replace(record, output=str(path), seconds=task.seconds, warnings=tuple(warnings))
 
 
-def _maps(regions: RegionProbabilities, settings: CohortSettings) -> dict[str, NDArray[np.float32]]:
-    """The maps that were asked for, (3, X, Y, Z) in the order WT, TC, ET, by what they show.
+def _write_maps(
+    scan: Scan, regions: RegionProbabilities, settings: CohortSettings, stamp: str
+) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
+    """Write the maps that were asked for as files of (X, Y, Z, 3), in the order WT, TC, ET.
 
     `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
     the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
-    the opposite. Neither takes part in what the label map becomes.
+    the opposite. Neither takes part in what the label map becomes. Gives the maps, (3, X, Y, Z), by what they show, and
+    a warning for each that could not be written.
     """
     maps = {"probabilities": regions.array} if settings.probabilities else {}
     if settings.uncertainty:
         assert regions.agreement is not None, "it is asked for together with the map"
         maps["uncertainty"] = 2 * regions.agreement.spread
-    return maps
-
-
-def _write_maps(scan: Scan, maps: Mapping[str, NDArray[np.float32]], settings: CohortSettings, stamp: str) -> list[str]:
-    """Write maps (3, X, Y, Z) as files of (X, Y, Z, 3); a warning for each that cannot be written."""
     warnings = []
     for kind, path in settings.maps(scan.case).items():
         try:
             write_fractions(np.moveaxis(maps[kind], 0, -1), scan.geometry, path, stamp=stamp)
         except (GliomaError, OSError, MemoryError) as error:
             warnings.append(f"no map of {kind}: {reason(error, scan.case)}")
-    return warnings
+    return maps, warnings
 
 
 def _draw(
