@@ -1,1 +1,5 @@
-"""What a run tells about itself: its record, figures and page."""
+"""What a run leaves for people.
+
+In: records of cases, scans and label maps as arrays. Out: the run's record (JSON), a picture and a viewer for each
+case, and the page of all. `explain` and `merge` answer from records alone.
+"""

@@ -29,7 +29,6 @@ class CaseRecord:
     """What happened to one case."""
 
     id: Text
-    """ID of the case."""
     status: Status
     """See :data:`Status`."""
     output: str | None = None
@@ -62,9 +61,7 @@ class BundleIdentity:
     """Which bundle it was."""
 
     name: str
-    """Its name."""
     version: str
-    """Its version."""
     sha256: str
     """SHA-256 of its manifest, which holds those of its files."""
 
