@@ -17,10 +17,11 @@ from inference.signals import Signals
 from inference.text import printable
 from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
+from training.data import synthetic
 from training.evaluation import compare, evaluate
 from training.fit.devices import own_gpu
 from training.locks import alone
-from training.report import demonstration
+from training.report import picture
 
 log = logging.getLogger("training")
 
@@ -131,8 +132,8 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
     "compare": ("Compare systems that were scored on the same cases.", compare.add_arguments, compare.run),
     "phantoms": (
         "Write synthetic cases with known truth.",
-        demonstration.add_phantoms_arguments,
-        demonstration.run_phantoms,
+        synthetic.add_arguments,
+        synthetic.run,
     ),
     "import-checkpoints": (
         "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1.",
@@ -156,8 +157,8 @@ TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[
     ),
     "picture": (
         "Draw a case with predicted and reference regions and the score.",
-        demonstration.add_picture_arguments,
-        demonstration.run_picture,
+        picture.add_arguments,
+        picture.run,
     ),
 }
 """Commands that need no configuration: what they do, their arguments, and themselves."""

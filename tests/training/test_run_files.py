@@ -11,6 +11,7 @@ from inference.errors import GliomaError
 from inference.schema import read_json
 from training.data.datasets import read_cases, read_folds
 from training.data.stratify import load_subtypes
+from training.report.arms import make_plan
 from training.tune.tuning import Scores, read_tuning
 
 FOLD = ("by_fold", "0", "ratio", "global", "et_wt_ratio")
@@ -26,6 +27,14 @@ DAMAGES = {
         [1, 2, 3],
         "expected a list of 2",
     ),
+    "a point of a case in no fold": ("folds.json", ("components", "nobody"), [1, 2], "components: found"),
+    "a case that was not tuned on": (
+        "tuning.json",
+        ("subtypes", "of", "BraTS-SSA-00001-000"),
+        None,
+        "found nothing of case BraTS-SSA-00001-000: run the step `tune` again",
+    ),
+    "a fold that was not tuned": ("tuning.json", ("by_fold", "1"), None, "found nothing of fold 1: run the step"),
     "no word of what each fold chose": ("tuning.json", ("by_fold",), None, "by_fold: found nothing, expected"),
     "a threshold out of range": ("tuning.json", FOLD, 7, r"by_fold\.0\.ratio\.global\.et_wt_ratio: found 7, expected"),
     "a group without its gain": ("tuning.json", ("nested_gain", "ratio"), None, "nested_gain: found"),
@@ -46,7 +55,7 @@ DAMAGES = {
 def read_all(config, work):
     read_cases(work / "cases.json")
     read_folds(work / "folds.json")
-    read_tuning(config, work)
+    make_plan(config, work, read_tuning(config, work))
     read_json(work / "scores.json", Scores, GliomaError)
     load_subtypes(work / "subtypes.json")
 

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 
 from inference.errors import GliomaError, UsageError
-from inference.schema import Count, Text
+from inference.schema import Count, Mismatch, Text
 
 
 class FoldMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -31,6 +31,14 @@ class FoldMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defa
     """Case → first two principal components of its reference tumour's features."""
     always_trained: list[Text] = []
     """Cases that every fold learnt from."""
+
+    def __post_init__(self) -> None:
+        for key, cases, known in (
+            ("clusters", self.clusters, set(self.folds)),
+            ("components", self.components, set(self.clusters)),
+        ):
+            if unknown := sorted(set(cases) - known):
+                raise Mismatch(key, unknown[0], "the cases of folds, or some of them")
 
 
 class LeakError(GliomaError):

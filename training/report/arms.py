@@ -7,7 +7,7 @@ chose and kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from training.config import RunConfig
 from training.data.datasets import CaseEntry
@@ -92,7 +93,13 @@ def model_title(name: str) -> str:
 
 
 def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
-    """The plan of a run that was tuned."""
+    """The plan of a run that was tuned; UsageError where it was tuned on other cases or folds than it has now."""
+    scored = scored_cases(config, work)
+    weights = tuning.weight_choices[config.tuning.weights].by_fold
+    lacks = {f"case {entry.id}" for entry in scored if entry.id not in tuning.subtypes.of}
+    lacks |= {f"fold {fold}" for fold in scored.values() if fold not in tuning.by_fold or fold not in weights}
+    if lacks:
+        raise UsageError(f"{work / 'tuning.json'}: found nothing of {min(lacks)}: run the step `tune` again")
     count = load_subtypes(work / "subtypes.json").clusters
     steps = {}
     for fold, chosen in tuning.by_fold.items():
@@ -100,16 +107,15 @@ def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
         steps[fold] = {name: choice for name, choice in choices.items() if name in GROUPS}
         if len(steps[fold]) < len(choices):  # the choices of all subtypes are one step
             steps[fold][SUBTYPES] = list(choices.values())[-1]
-    models = (*_comparison_models(config, work), *(model.name for model in config.models))
-    return Plan(models, tuning.weight_choices[config.tuning.weights].by_fold, steps, tuning.subtypes.of)
+    models = (*_comparison_models(config, work, scored), *(model.name for model in config.models))
+    return Plan(models, weights, steps, tuning.subtypes.of)
 
 
-def _comparison_models(config: RunConfig, work: Path) -> list[str]:
+def _comparison_models(config: RunConfig, work: Path, cases: Collection[CaseEntry]) -> list[str]:
     """Comparison models that predicted every case; one that predicted only some is left out, with a warning."""
     found = []
-    cases = [entry.id for entry in scored_cases(config, work)]
     for name in (f"{model.name}{kind}" for kind in (SCRATCH, PRETRAINED) for model in config.models):
-        there = sum(prediction_path(work, name, case).is_file() for case in cases)
+        there = sum(prediction_path(work, name, case.id).is_file() for case in cases)
         if there == len(cases):
             found.append(name)
         elif there:

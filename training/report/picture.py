@@ -1,4 +1,4 @@
-"""Synthetic cases on disk, and a picture of what was made of a case beside its truth."""
+"""`python -m training picture`: what was made of a case, with outlines of its reference and the scores."""
 
 from __future__ import annotations
 
@@ -12,35 +12,10 @@ from inference.intake.scan import read_scan
 from inference.labels import REGIONS
 from inference.report.figures import CaseDrawing, draw_case
 from training.data.datasets import labels_of
-from training.data.phantoms import make_phantom, write_phantom
 from training.evaluation.lesionwise import score_case
 
 
-def add_phantoms_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `phantoms`."""
-    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder of the cases")
-    parser.add_argument("--labels", type=Path, metavar="DIR", help="folder of their label maps")
-    parser.add_argument("--count", type=int, default=1, metavar="N", help="how many (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the first; the next has S + 1")
-    parser.add_argument("--orientation", default="RAS", help="how they are stored (default: RAS)")
-    parser.add_argument("--shape", type=int, nargs=3, default=(240, 240, 155), metavar=("X", "Y", "Z"))
-
-
-def run_phantoms(arguments: argparse.Namespace) -> int:
-    """Write synthetic scans of gliomas, and their labels to another folder."""
-    x, y, z = arguments.shape
-    for seed in range(arguments.seed, arguments.seed + arguments.count):
-        case = f"phantom-{seed:05d}-000"
-        with_labels = arguments.labels is not None
-        phantom = make_phantom(seed, (x, y, z))
-        folder = write_phantom(arguments.output, case, phantom, arguments.orientation, with_labels)
-        if with_labels:
-            arguments.labels.mkdir(parents=True, exist_ok=True)
-            (folder / f"{case}-seg.nii.gz").replace(arguments.labels / f"{case}.nii.gz")
-    return ExitStatus.OK
-
-
-def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
+def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `picture`."""
     parser.add_argument("--input", type=Path, required=True, metavar="DIR", help="folder of the cases")
     parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference label maps")
@@ -49,7 +24,7 @@ def add_picture_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, required=True, metavar="FILE.png")
 
 
-def run_picture(arguments: argparse.Namespace) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Draw a case with its predicted regions, the reference's outlines and the scores."""
     cases = {case.id: case for case in find_cases(arguments.input).cases}
     if arguments.case is not None and arguments.case not in cases:
