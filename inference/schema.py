@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 SIZE_LIMIT: Final = 64 * 2**20
-"""Largest file, in bytes, that is read at all; a run's record of some 10 000 cases is about as large."""
+"""Largest file, in bytes, that is read where no other limit is named."""
 
 Text = Annotated[str, Meta(pattern=r"\S", description="a text that is not empty")]
 Name = Annotated[
@@ -83,10 +83,10 @@ def mismatch(file: str, key: str, found: object, expected: str, error: type[Glio
     return error(f"{file}: {printable(key) or 'the whole file'}: found {shown(found)}, expected {expected}")
 
 
-def read_json(path: Path, kind: type[T], error: type[GliomaError], file: str = "") -> T:
-    """The JSON file at `path` as `kind`; `file` is its name in errors, its path if empty."""
+def read_json(path: Path, kind: type[T], error: type[GliomaError], file: str = "", *, limit: int = SIZE_LIMIT) -> T:
+    """The JSON file at `path`, of at most `limit` bytes, as `kind`; `file` is its name in errors, its path if empty."""
     file = file or printable(str(path))
-    return parse_json(_read(path, error, file), kind, error, file)
+    return parse_json(_read(path, error, file, limit), kind, error, file)
 
 
 def parse_json(raw: bytes, kind: type[T], error: type[GliomaError], file: str) -> T:
@@ -132,14 +132,14 @@ def to_json(value: object, indent: int = 1) -> bytes:
     return (json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
-def _read(path: Path, error: type[GliomaError], file: str) -> bytes:
+def _read(path: Path, error: type[GliomaError], file: str, limit: int = SIZE_LIMIT) -> bytes:
     try:
         with path.open("rb") as stream:
-            raw = stream.read(SIZE_LIMIT + 1)
+            raw = stream.read(limit + 1)
     except OSError as problem:
         raise error(f"{file}: cannot be read ({problem.strerror or problem})") from problem
-    if len(raw) > SIZE_LIMIT:
-        raise error(f"{file}: found a file of more than {SIZE_LIMIT} bytes, which are not read")
+    if len(raw) > limit:
+        raise error(f"{file}: found a file of more than {limit} bytes, which are not read")
     return raw
 
 

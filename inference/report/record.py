@@ -20,6 +20,9 @@ from inference.schema import Text, read_json, to_json
 RECORD_SCHEMA: Final[Literal[1]] = 1
 """Version of the record's layout."""
 
+_LARGEST: Final = 2**30
+"""Bytes of a record that is read; one of 100 000 cases has some 100 MB."""
+
 Status = Literal["ok", "repaired", "failed", "empty"]
 """Written; written after repairs to the scan; not written; an all-background file written in place of a failure."""
 
@@ -131,7 +134,7 @@ def _facts(run: RunRecord) -> dict[str, object]:
 
 def read_record(path: Path) -> Record:
     """The record in a file; UsageError where it is none, or was damaged."""
-    return read_json(path, Record, UsageError)
+    return read_json(path, Record, UsageError, limit=_LARGEST)
 
 
 def plain(value: object) -> object:
