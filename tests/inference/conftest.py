@@ -54,6 +54,7 @@ def phantom_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from training.data.phantoms import make_phantom, write_phantom
 
     folder = tmp_path_factory.mktemp("phantoms")
-    for seed, orientation in enumerate(("RAS", "LPS", "PIR"), 1):
-        write_phantom(folder, f"P-{seed:05d}-000", make_phantom(seed, (32, 40, 32)), orientation)
+    # Not seed 3: at this size it has a voxel that the intake mends.
+    for number, (seed, orientation) in enumerate(((1, "RAS"), (2, "LPS"), (4, "PIR")), 1):
+        write_phantom(folder, f"P-{number:05d}-000", make_phantom(seed, (32, 40, 32)), orientation)
     return folder
