@@ -10,6 +10,15 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
+LONGEST = ("training/test_smoke", "inference/faults", "training/bundles/test_ranked", "inference/predict/test_ensemble")
+"""Files that take minutes; begun first, so that at the end no process waits for one of them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first."""
+    items.sort(key=lambda item: not str(item.path.relative_to(ROOT / "tests")).startswith(LONGEST))
+
+
 @pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Real scans and golden numbers, no part of the repository; the test is skipped where they are absent."""

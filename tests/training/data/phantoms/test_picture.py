@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from training.data.acquisition import correlated_noise, smooth_field, thick_slices
+from training.data.phantoms.picture import correlated_noise, smooth_field, thick_slices
 
 
 def test_thick_slices_blur_along_z_only():
