@@ -23,7 +23,7 @@ import numpy as np
 from benchmarks.measuring import tell
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.labels import REGIONS, region_mask
-from training.evaluation.files import check_geometry, find_label_maps, read_label_map
+from training.evaluation.files import check_geometry, match, read_one
 from training.evaluation.overlap import dice
 
 _ALGORITHM: Final = "BraTS24_1"
@@ -66,14 +66,15 @@ def compare(theirs: Path, ours: Path) -> dict[str, dict[str, float]]:
 
     Raises FolderError where one system lacks a case, CaseError for maps on different grids.
     """
-    first, second = find_label_maps(theirs), find_label_maps(ours)
-    if set(first) != set(second):
-        missing = ", ".join(sorted(set(first) ^ set(second))[:5])
-        raise FolderError(f"{theirs}, {ours}: {missing}: found a label map of one system only, expected both")
+    matching = match(theirs, ours)
+    missing = [*matching.extra, *(pair.case for pair in matching.pairs if not pair.prediction)]
+    if missing:
+        listed = ", ".join(sorted(missing)[:5])
+        raise FolderError(f"{theirs}, {ours}: {listed}: found a label map of one system only, expected both")
     found: dict[str, dict[str, float]] = {}
-    for case, paths in first.items():
-        one, other = read_label_map(paths, case), read_label_map(second[case], case)
-        check_geometry(one, other, case)
+    for pair in matching.pairs:
+        case, one, other = pair.case, read_one(pair.reference, pair.case), read_one(pair.prediction, pair.case)
+        check_geometry(other, one, "the original's")
         masks = {region: [region_mask(side.labels, region) for side in (one, other)] for region in REGIONS}
         found[case] = {"differing_voxels": int(np.count_nonzero(one.labels != other.labels))}
         found[case] |= {f"dice_{region}": round(dice(*pair), 6) for region, pair in masks.items()}

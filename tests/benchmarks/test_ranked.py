@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 import sys
 from pathlib import Path
 
@@ -63,4 +64,7 @@ def test_what_cannot_be_compared_is_one_line(
     (tmp_path / "theirs").mkdir()
     nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "theirs" / "X.nii.gz")
     assert main([*words, "--profile", "fast", "--original", str(tmp_path / "theirs")]) == 2
-    assert "of one system only" in caplog.messages[-1]
+    assert "no prediction has the name of a reference" in caplog.messages[-1]
+    shutil.copytree(tmp_path / "out" / "imported", tmp_path / "theirs", dirs_exist_ok=True)
+    assert main([*words, "--profile", "fast", "--original", str(tmp_path / "theirs")]) == 2
+    assert "X: found a label map of one system only" in caplog.messages[-1]

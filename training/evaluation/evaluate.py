@@ -7,7 +7,7 @@ import json
 import logging
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import inf, isfinite, isnan, nan
@@ -19,8 +19,9 @@ import numpy as np
 from inference.console import say
 from inference.errors import CaseError, ExitStatus, UsageError
 from inference.files import check_replaceable, prepare_folder
+from inference.intake.label_map import LabelMap
 from training.evaluation.editions import CaseScores, Edition, score, shown, worst
-from training.evaluation.files import LabelMap, check_geometry, find_label_maps, read_label_map, unmatched
+from training.evaluation.files import Pair, check_geometry, match, read_one
 from training.evaluation.surfaces import Spacing
 from training.evaluation.tables import Row, check_table, comma_separated, markdown, write_text
 from training.workers import open_workers
@@ -144,16 +145,6 @@ def _storable(scores: Scores) -> dict[str, dict[str, float | str | None]]:
 
 
 @dataclass(frozen=True)
-class _Pair:
-    """One case to score."""
-
-    case: str
-    reference: tuple[Path, ...]
-    prediction: tuple[Path, ...]
-    """Empty where the prediction is missing."""
-
-
-@dataclass(frozen=True)
 class _Outcome:
     """What came of one case."""
 
@@ -186,27 +177,26 @@ def evaluate_folders(reference: Path, prediction: Path, rules: Rules, jobs: int 
         FolderError: a folder cannot be read or holds no label map.
 
     """
-    references, predictions = find_label_maps(reference), find_label_maps(prediction)
-    missing, extra = unmatched(references, predictions)
-    for case in extra:
+    matching = match(reference, prediction)
+    for case in matching.extra:
         _LOG.warning("%s: no reference; not scored", case)
-    pairs = [_Pair(case, references[case], predictions.get(case, ())) for case in sorted(references)]
     outcomes = []
-    for outcome in _outcomes(pairs, rules, jobs):
+    for outcome in _outcomes(matching.pairs, rules, jobs):
         outcomes.append(outcome)
         for warning in outcome.warnings:
             _LOG.warning("%s: %s", outcome.case, warning)
         if outcome.error:
             _LOG.error("%s%s", outcome.error, "; scored as the worst" if outcome.scores else "; left out")
+    missing = tuple(pair.case for pair in matching.pairs if not pair.prediction)
     for case in missing:
         _LOG.warning("%s: no prediction; scored as the worst", case)
     scored = {outcome.case: outcome.scores for outcome in outcomes if outcome.scores is not None}
     return Evaluation(
         rules.version,
         {case: {region: score.named() for region, score in scores.items()} for case, scores in scored.items()},
-        tuple(missing),
+        missing,
         {outcome.case: outcome.error for outcome in outcomes if outcome.error and outcome.scores is not None},
-        tuple(extra),
+        matching.extra,
         {outcome.case: outcome.error for outcome in outcomes if outcome.scores is None},
         tuple(outcome.case for outcome in outcomes if outcome.relabelled),
         tuple(outcome.case for outcome in outcomes if outcome.dropped),
@@ -214,7 +204,7 @@ def evaluate_folders(reference: Path, prediction: Path, rules: Rules, jobs: int 
     )
 
 
-def _outcomes(pairs: list[_Pair], rules: Rules, jobs: int) -> Iterator[_Outcome]:
+def _outcomes(pairs: Sequence[Pair], rules: Rules, jobs: int) -> Iterator[_Outcome]:
     from tqdm import tqdm
 
     # A terminal sees a bar, a log only what is wrong.
@@ -225,17 +215,17 @@ def _outcomes(pairs: list[_Pair], rules: Rules, jobs: int) -> Iterator[_Outcome]
             yield outcome
 
 
-def _outcome(pair: _Pair, rules: Rules) -> _Outcome:
+def _outcome(pair: Pair, rules: Rules) -> _Outcome:
     try:
-        reference = read_label_map(pair.reference, pair.case)
+        reference = read_one(pair.reference, pair.case)
     except CaseError as error:
         return _Outcome(pair.case, error=str(error))
     if not pair.prediction:
         lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
         return _Outcome(pair.case, lowest, relabelled=reference.relabelled)
     try:
-        prediction = read_label_map(pair.prediction, pair.case)
-        check_geometry(reference, prediction, pair.case)
+        prediction = read_one(pair.prediction, pair.case)
+        check_geometry(prediction, reference)
     except CaseError as error:
         lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
         return _Outcome(pair.case, lowest, str(error), relabelled=reference.relabelled)
@@ -260,8 +250,9 @@ def _outcome(pair: _Pair, rules: Rules) -> _Outcome:
 def _voxel_size(label_map: LabelMap, rules: Rules, *, by_header: bool | None = None) -> Spacing:
     """Along the stored axes in mm. The program of 2023 takes the header's pixdim, later ones the affine."""
     if rules.version == 2023 if by_header is None else by_header:
-        return label_map.spacing
-    x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.affine[:3, :3], axis=0))
+        x, y, z = (float(side) for side in label_map.geometry.header["pixdim"][1:4])
+        return x, y, z
+    x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.geometry.affine[:3, :3], axis=0))
     return x, y, z
 
 
@@ -272,8 +263,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "missing and damaged predictions score as the worst. Exit status 0: every file could be read; 1: one is "
         "damaged; 2: nothing was attempted. docs/scoring.md explains every score."
     )
-    parser.add_argument("--reference", type=Path, required=True, metavar="DIR", help="reference label maps")
-    parser.add_argument("--prediction", type=Path, required=True, metavar="DIR", help="predicted label maps")
+    parser.add_argument(
+        "--reference", type=Path, required=True, metavar="PATH", help="reference label maps: a folder, or one file"
+    )
+    parser.add_argument("--prediction", type=Path, required=True, metavar="PATH", help="predicted label maps, likewise")
     parser.add_argument("--version", type=int, choices=get_args(Edition), required=True, help="official edition")
     parser.add_argument("--output", type=Path, metavar="FILE.json", help="all scores")
     parser.add_argument("--table", type=Path, metavar="FILE.csv|.md", help="one row for each case and region")

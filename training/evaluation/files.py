@@ -1,133 +1,272 @@
-"""Label maps on disk: which case a file belongs to, and its voxels as they are stored.
+"""Label maps on disk: which reference and which prediction are of one case, and reading them as they are stored.
 
 The official programs score arrays in the order of the file, and the 2024 scores depend on it. So nothing is turned to a
-canonical orientation here; a prediction has to lie in the geometry of its reference.
+canonical orientation here; a prediction has to be stored along the axes of its reference, in the same place.
 """
 
 from __future__ import annotations
 
+import os
 import re
-import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import nibabel as nib
-import numpy as np
-from nibabel.filebasedimages import ImageFileError
-from numpy.typing import NDArray
+from inference.errors import CaseError, FolderError, UsageError
+from inference.intake.label_map import LabelMap, read_label_map
 
-from inference.errors import CaseError, FolderError
-from inference.labels import Label
-from training.evaluation.surfaces import Spacing
-
-_FILE: Final = re.compile(
-    r"(?P<stem>.*?)(?:(?:^|[-_.])(?:seg|segmentation|label|labels|pred|prediction))?\.nii(?:\.gz)?", re.IGNORECASE
+_ENDING: Final = re.compile(r"\.nii(?:\.gz)?", re.IGNORECASE)
+_CALLED: Final = re.compile(
+    r"(?:^|[-_.])(?:seg|segmentation|label|labels|pred|prediction|output|result)$", re.IGNORECASE
 )
-_SEQUENCE: Final = re.compile(r"(?:.*[-_])?(?:t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)", re.IGNORECASE)
-_BRATS_ID: Final = re.compile(r"BraTS-[A-Za-z]+-\d{5}-\d{3}")
-
-_OLD_ET: Final = 4
-"""Enhancing tumour in releases up to BraTS 2021."""
-
-_AFFINE_TOLERANCE: Final = 1e-3
-"""Largest difference between two entries of affines that count as equal."""
-
-
-@dataclass(frozen=True, eq=False)
-class LabelMap:
-    """One label map as stored."""
-
-    labels: NDArray[np.uint8]
-    """(X, Y, Z) in the orientation of the file: 0, 1 (NCR), 2 (ED), 3 (ET)."""
-    affine: NDArray[np.float64]
-    """(4, 4), voxel indices to world mm."""
-    spacing: Spacing
-    """Voxel size along the stored axes in mm, as the header states it."""
-    relabelled: bool
-    """Whether label 4 was read as 3."""
+"""How the name of a label map may end."""
+_SEQUENCE: Final = re.compile(r"(?:^|[-_])(?:t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)$", re.IGNORECASE)
+_COMPANION: Final = re.compile(
+    r"(?:^|[-_.])(?:000[0-3]|(?:brain[-_]?)?mask|brain|probabilities|probability|softmax|uncertainty)$", re.IGNORECASE
+)
+"""How the names of other images end that lie beside label maps."""
+_NUMBER: Final = re.compile(r"(?:BraTS\d*[-_](?P<cohort>[A-Za-z]+)[-_]|(?<!\d))(?P<number>\d{5}-\d{3})$", re.IGNORECASE)
+"""How IDs of BraTS 2023 and later end, by which the challenge's own programs match. Cohorts count on their own."""
 
 
-def find_label_maps(folder: Path) -> dict[str, tuple[Path, ...]]:
-    """The label maps below a folder by case ID; more than one for a case where that is ambiguous.
+@dataclass(frozen=True)
+class Pair:
+    """The files of one case."""
 
-    The ID is what remains of a file's name without its ending (`.nii`, `.nii.gz`) and a word such as `-seg`; where that
-    is nothing, the name of its folder; and where the name contains an ID of BraTS 2023 or later, that ID. Files of
-    sequences and hidden files are passed over.
+    case: str
+    """Its ID, after the reference."""
+    reference: tuple[Path, ...]
+    """More than one where that is ambiguous."""
+    prediction: tuple[Path, ...]
+    """Empty where the prediction is missing."""
+
+
+@dataclass(frozen=True)
+class Matching:
+    """Every reference with its prediction."""
+
+    pairs: tuple[Pair, ...]
+    """One for each reference, by ID."""
+    extra: tuple[str, ...]
+    """IDs of predictions without a reference."""
+
+
+@dataclass(frozen=True)
+class Image:
+    """A NIfTI file by its name."""
+
+    path: Path
+    stem: str
+    """The name without `.nii.gz`."""
+    id: str
+    """The stem without a last word such as `-seg`; where nothing is left, the name of the folder."""
+    folder: str
+    """Name of the folder that it lies in; empty for the folder that was searched."""
+    called: bool
+    """Whether the name says that it is a label map."""
+
+    @property
+    def odd(self) -> bool:
+        """Whether the name says that it is something else."""
+        return bool(_SEQUENCE.search(self.stem) or _COMPANION.search(self.stem))
+
+    @property
+    def name(self) -> str:
+        """The stem, or the folder's where it is but a word such as `seg`."""
+        return self.stem if _CALLED.sub("", self.stem) else self.id
+
+    @property
+    def number(self) -> tuple[str, str] | None:
+        """Cohort, empty where it is not said, and number of an ID of BraTS 2023 and later; else nothing."""
+        found = _NUMBER.search(self.id)
+        return ((found["cohort"] or "").upper(), found["number"]) if found else None
+
+    @property
+    def case(self) -> str:
+        """The ID to show: that of BraTS where the name ends in one with its cohort, else the whole."""
+        found = _NUMBER.search(self.id)
+        return found.group() if found and found["cohort"] else self.id
+
+
+def match(reference: Path, prediction: Path) -> Matching:
+    """References and predictions of the same cases: two folders, or two files that are one case.
+
+    Two files belong together by their whole names, with or without a word such as `-seg` at the end; else by the
+    `00001-000` that the names of BraTS 2023 and later end in, within a cohort where both name theirs; else by the name
+    of a folder that holds one label map.
 
     Raises:
-        FolderError: the folder cannot be read, or holds no label map.
+        UsageError: a file and a folder.
+        FolderError: a folder cannot be read or holds no label map, or no two files belong together.
 
     """
-    if not folder.is_dir():
-        raise FolderError(f"no folder {folder}")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(folder.rglob("*.nii*")):
-        parts = _FILE.fullmatch(path.name)
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if parts is None or hidden or _SEQUENCE.fullmatch(parts["stem"]) or not path.is_file():
-            continue
-        named = _BRATS_ID.search(parts["stem"])
-        case = named.group() if named else parts["stem"] or path.parent.name
-        found.setdefault(case, []).append(path)
-    if not found:
-        raise FolderError(f"no label map (*.nii, *.nii.gz) in {folder}")
-    return {case: tuple(paths) for case, paths in found.items()}
+    if reference.is_file() and prediction.is_file():
+        return Matching((Pair(_image(reference, "").case, (reference,), (prediction,)),), ())
+    if reference.is_file() or prediction.is_file():
+        raise UsageError(f"{reference}, {prediction}: found a file and a folder, expected two of either")
+    references, predictions = _images(reference), _images(prediction)
+    references, predictions = _label_maps(references, predictions), _label_maps(predictions, references)
+    groups, alone, extra = _together(references, predictions)
+    if not groups:
+        found = [
+            f"{len(files)} in {folder} ({', '.join(file.path.name for file in files[:3])}{', …' * (len(files) > 3)})"
+            for folder, files in ((reference, references), (prediction, predictions))
+        ]
+        raise FolderError(f"no prediction has the name of a reference: found {found[0]} and {found[1]}")
+    missing: dict[str, list[Image]] = {}
+    for file in alone:
+        missing.setdefault(file.id, []).append(file)
+    groups += [(files, []) for files in missing.values()]
+    shown = Counter(files[0].case for files, _ in groups)
+    pairs = []
+    for files, predicted in groups:
+        case = files[0].case if shown[files[0].case] == 1 else files[0].name
+        pairs.append(Pair(case, tuple(file.path for file in files), tuple(file.path for file in predicted)))
+    return Matching(tuple(sorted(pairs, key=lambda pair: pair.case)), tuple(sorted({file.case for file in extra})))
 
 
-def read_label_map(paths: tuple[Path, ...], case: str) -> LabelMap:
-    """Read the one label map of a case.
+def find_label_maps(folder: Path) -> list[Image]:
+    """The label maps below a folder, by path; FolderError where it cannot be read or holds none."""
+    return _label_maps(_images(folder), ())
 
-    Where no voxel is 3, label 4 (enhancing tumour up to BraTS 2021) is read as 3.
 
-    Raises:
-        CaseError: several files claim the case, the file cannot be read, or it holds anything but labels.
-
-    """
+def read_one(paths: Sequence[Path], case: str) -> LabelMap:
+    """Read the one label map of a case; CaseError where several files claim to be it, or it is damaged."""
     if len(paths) > 1:
         raise CaseError(case, "more than one label map", found=", ".join(map(str, paths)), expected="one")
-    path = paths[0]
-    try:
-        image = nib.load(path)
-        values = np.asanyarray(image.dataobj)
-        spacing = tuple(float(side) for side in image.header.get_zooms()[:3])
-    except (ImageFileError, OSError, EOFError, ValueError, zlib.error) as error:
-        raise CaseError(case, f"{path} cannot be read: {error}") from error
-    values = values.reshape(values.shape[:3]) if values.ndim > 3 and set(values.shape[3:]) == {1} else values
-    if values.ndim != 3:
-        raise CaseError(case, f"{path} is no volume", found=f"shape {values.shape}", expected="three axes")
-    present = np.unique(values)
-    relabelled = _OLD_ET in present and Label.ET not in present
-    if not np.isin(present, [*Label, *[_OLD_ET] * relabelled]).all():
-        raise CaseError(
-            case, f"{path} holds other values than labels", found=str(present[:8].tolist()), expected="0 to 3"
+    return read_label_map(paths[0], case)
+
+
+def check_geometry(prediction: LabelMap, reference: LabelMap, of: str = "the reference") -> None:
+    """CaseError where a prediction lies elsewhere than its reference, or is stored along other axes."""
+    prediction.check_place(reference.geometry, of)
+    if prediction.geometry.codes != reference.geometry.codes:
+        raise prediction.notes.refusal(
+            "other axes", found=prediction.geometry.codes, expected=f"{reference.geometry.codes} as {of}"
         )
-    labels = np.ascontiguousarray(values, dtype=np.uint8)
-    labels = np.where(labels == _OLD_ET, np.uint8(Label.ET), labels)
-    return LabelMap(
-        labels, np.asarray(image.affine, np.float64), (spacing[0], spacing[1], spacing[2]), bool(relabelled)
+
+
+def _images(folder: Path) -> list[Image]:
+    """The NIfTI files below a folder, links to folders followed; hidden ones are passed over."""
+    found, seen = [], set()
+
+    def refuse(error: OSError) -> None:
+        raise FolderError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    if not folder.is_dir():
+        raise FolderError(f"no folder {folder}")
+    for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        real = os.path.realpath(where)
+        folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
+        if real not in seen:
+            inside = "" if Path(where) == folder else Path(where).name
+            found += [_image(Path(where, name), inside) for name in sorted(files) if _names_image(name)]
+        seen.add(real)
+    if not found:
+        raise FolderError(f"no label map (*.nii, *.nii.gz) in {folder}")
+    return found
+
+
+def _names_image(name: str) -> bool:
+    return not name.startswith(".") and _ENDING.search(name) is not None
+
+
+def _image(path: Path, folder: str) -> Image:
+    stem = _ENDING.sub("", path.name)
+    rest = _CALLED.sub("", stem)
+    return Image(path, stem, rest or folder or stem, folder, rest != stem)
+
+
+def _label_maps(images: list[Image], others: Sequence[Image]) -> list[Image]:
+    """The label maps among the images of a folder, by their names; `others` are those of the other side.
+
+    Scans, brain masks and probabilities lie beside label maps. An image is passed over where its name goes on after
+    that of a label map in its folder: with such a word, or with anything if that one is called a label map (`-seg`).
+    Sequences are, too, where there are several of a case or the case is one of BraTS. What has the ID of a label map on
+    the other side is one none the less: IDs may end in `_T2`.
+    """
+    wanted = {name for other in others if not other.odd for name in (other.stem, other.id)}
+    clear = {(image.path.parent, _CALLED.sub("", image.stem)) for image in images if not image.odd}
+    clear |= {(where, "") for where, _ in clear}  # for images whose whole name is such a word
+    called = {(image.path.parent, _CALLED.sub("", image.stem)) for image in images if image.called}
+    sequences = Counter((image.path.parent, _SEQUENCE.sub("", image.stem)) for image in images)
+
+    def is_label_map(image: Image) -> bool:
+        if image.called or image.stem in wanted:
+            return True
+        where, begin = image.path.parent, _SEQUENCE.sub("", image.stem)
+        begins = [(where, image.stem[:at]) for at, sign in enumerate(image.stem) if sign in "-_."] + [(where, "")]
+        if any(key in called for key in (*begins, (where, image.folder))):
+            return False
+        if begin != image.stem and (sequences[where, begin] > 1 or _NUMBER.search(begin)):
+            return False
+        whole = bool(_SEQUENCE.fullmatch(image.stem) or _COMPANION.fullmatch(image.stem))
+        return not (image.odd and any(key in clear for key in (begins if whole else begins[:-1])))
+
+    return [image for image in images if is_label_map(image)]
+
+
+def _number(name: str) -> str:
+    found = _NUMBER.search(name)
+    return found["number"] if found else ""
+
+
+_Key = Callable[[Image], object]
+_BY_NAME: Final[tuple[tuple[_Key, _Key], ...]] = (
+    (lambda reference: reference.name, lambda prediction: prediction.name),
+    (lambda reference: reference.id, lambda prediction: prediction.name),
+    (lambda reference: reference.id, lambda prediction: prediction.id),
+    (lambda reference: reference.name, lambda prediction: prediction.id),
+    (lambda reference: reference.number, lambda prediction: prediction.number),
+)
+"""What is equal in the names of one case on both sides, the surest first."""
+_ONE_TO_ONE: Final[tuple[tuple[_Key, _Key], ...]] = (
+    (lambda reference: _number(reference.id), lambda prediction: _number(prediction.id)),
+    (lambda reference: reference.id, lambda prediction: prediction.folder),
+    (lambda reference: reference.folder, lambda prediction: prediction.id),
+    (lambda reference: reference.folder, lambda prediction: prediction.folder),
+    (lambda reference: _number(reference.id), lambda prediction: _number(prediction.folder)),
+)
+"""The same where one case alone has it on each side: a number without a cohort, and names of folders."""
+
+_Group = tuple[list[Image], list[Image]]
+
+
+def _together(references: list[Image], predictions: list[Image]) -> tuple[list[_Group], list[Image], list[Image]]:
+    """Files of one case on both sides, and what is left of the references and of the predictions."""
+    groups: list[_Group] = []
+    for keys in (*_BY_NAME, *_ONE_TO_ONE):
+        mine, theirs = _by(keys[0], references), _by(keys[1], predictions)
+        for key in mine.keys() & theirs.keys():
+            group = mine[key], theirs[key]
+            one = all(len({file.number or file.path for file in files}) == 1 for files in group)
+            if keys in _BY_NAME or (one and not _cohorts_differ(group[0][0], group[1][0])):
+                groups.append(group)
+        taken = {file.path for group in groups for files in group for file in files}
+        references = [file for file in references if file.path not in taken]
+        predictions = [file for file in predictions if file.path not in taken]
+    # A second file by the name of a case makes it ambiguous, rather than being a case of its own.
+    cases: dict[object, _Group]
+    cases = {name: group for group in groups for name in (group[0][0].id, group[0][0].number) if name}
+    left: _Group = ([], [])
+    for side, files in enumerate((references, predictions)):
+        for file in files:
+            group = cases.get(file.id) or cases.get(file.number) or left
+            group[side].append(file)
+    return groups, *left
+
+
+def _by(key: _Key, files: list[Image]) -> dict[object, list[Image]]:
+    grouped: dict[object, list[Image]] = {}
+    for file in files:
+        if value := key(file):
+            grouped.setdefault(value, []).append(file)
+    return grouped
+
+
+def _cohorts_differ(first: Image, second: Image) -> bool:
+    return (
+        bool(first.number and second.number and first.number[0] and second.number[0]) and first.number != second.number
     )
-
-
-def check_geometry(reference: LabelMap, prediction: LabelMap, case: str) -> None:
-    """Raise CaseError where two label maps differ in shape or in an entry of the affine by more than 0.001."""
-    if reference.labels.shape != prediction.labels.shape:
-        raise CaseError(
-            case,
-            "shapes differ",
-            found=f"{prediction.labels.shape}",
-            expected=f"{reference.labels.shape}, the reference's",
-        )
-    if not np.allclose(reference.affine, prediction.affine, rtol=0, atol=_AFFINE_TOLERANCE):
-        raise CaseError(
-            case,
-            "affines differ",
-            found=str(prediction.affine[:3].round(3).tolist()),
-            expected=f"{reference.affine[:3].round(3).tolist()}, the reference's",
-        )
-
-
-def unmatched(reference: Mapping[str, object], prediction: Mapping[str, object]) -> tuple[list[str], list[str]]:
-    """IDs that have no prediction, and IDs that have no reference."""
-    return sorted(set(reference) - set(prediction)), sorted(set(prediction) - set(reference))

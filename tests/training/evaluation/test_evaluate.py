@@ -95,9 +95,9 @@ def test_an_extra_prediction_is_named_and_not_scored(folders, tmp_path, caplog):
 
 
 BAD = [
-    ((GOOD[:-1], np.eye(4)), "shapes differ"),
-    ((GOOD, np.diag([-1.0, 1, 1, 1])), "affines differ"),
-    ((GOOD + np.uint8(5), np.eye(4)), "other values than labels"),
+    ((GOOD[:-1], np.eye(4)), "another shape"),
+    ((GOOD, np.diag([-1.0, 1, 1, 1])), "another place"),
+    ((GOOD + np.uint8(5), np.eye(4)), "labels (found 5, 7, 8"),
 ]
 
 
