@@ -18,7 +18,7 @@ from inference.text import printable
 from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
 from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
 from training.data import synthetic
-from training.evaluation import compare, evaluate
+from training.evaluation import compare, evaluate, submission
 from training.fit.devices import own_gpu
 from training.locks import alone
 from training.report import picture
@@ -130,6 +130,11 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
 TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
     "evaluate": ("Score predicted label maps by the official definitions.", evaluate.add_arguments, evaluate.run),
     "compare": ("Compare systems that were scored on the same cases.", compare.add_arguments, compare.run),
+    "check-submission": (
+        "Check label maps against the rules of the challenges.",
+        submission.add_arguments,
+        submission.run,
+    ),
     "phantoms": (
         "Write synthetic cases with known truth.",
         synthetic.add_arguments,

@@ -108,7 +108,7 @@ def match(reference: Path, prediction: Path) -> Matching:
         raise UsageError(f"{reference}, {prediction}: found a file and a folder, expected two of either")
     references, predictions = _images(reference), _images(prediction)
     references, predictions = _label_maps(references, predictions), _label_maps(predictions, references)
-    groups, alone, extra = _together(references, predictions)
+    groups, alone, extra = together(references, predictions)
     if not groups:
         found = [
             f"{len(files)} in {folder} ({', '.join(file.path.name for file in files[:3])}{', …' * (len(files) > 3)})"
@@ -234,8 +234,8 @@ _ONE_TO_ONE: Final[tuple[tuple[_Key, _Key], ...]] = (
 _Group = tuple[list[Image], list[Image]]
 
 
-def _together(references: list[Image], predictions: list[Image]) -> tuple[list[_Group], list[Image], list[Image]]:
-    """Files of one case on both sides, and what is left of the references and of the predictions."""
+def together(references: list[Image], predictions: list[Image]) -> tuple[list[_Group], list[Image], list[Image]]:
+    """Files of one case on both sides, and what is left of the references and of the predictions; see :func:`match`."""
     groups: list[_Group] = []
     for keys in (*_BY_NAME, *_ONE_TO_ONE):
         mine, theirs = _by(keys[0], references), _by(keys[1], predictions)

@@ -11,7 +11,6 @@ from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
 
 from inference.errors import UsageError
 
@@ -42,6 +41,8 @@ class Systems:
 
     def ranks(self) -> NDArray[np.float64]:
         """(systems, cases, regions, metrics): rank among the systems, 1 the best; ties share their mean rank."""
+        from scipy import stats  # takes half a second, which nobody wants to wait for an error
+
         signs = np.where([smaller_is_better(metric) for metric in self.metrics], 1, -1)
         return np.asarray(stats.rankdata(self.values * signs, axis=0), np.float64)
 
@@ -115,6 +116,8 @@ def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> l
 
     The bootstrap draws cases with replacement; the same draws serve all pairs, regions and metrics.
     """
+    from scipy import stats
+
     count = len(systems.cases)
     draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
     found = []
