@@ -214,7 +214,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from training.data.datasets import follow_changes
 
-    if set(str(arguments.work.resolve())) & set("{}"):  # its locks are found by a pattern that is made of this path
+    if set(os.path.realpath(arguments.work)) & set("{}"):  # its locks are found by a pattern that is made of this path
         raise UsageError(f"--work {arguments.work}: found braces in its path, which Snakemake does not work in")
     prepare_folder(arguments.work)
     settled = arguments.work / "config.yaml"
@@ -225,10 +225,10 @@ def run(arguments: argparse.Namespace) -> int:
         words += ["--cores", str(arguments.cores), "--resources", f"gpu={arguments.gpus}"]
     # The folder's lock is ours: Snakemake's stays behind where a run is killed.
     words += ["--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", *arguments.snakemake]
-    given = {"run": str(settled.resolve()), "revision": arguments.revision or code_revision()}
+    given = {"run": os.path.realpath(settled), "revision": arguments.revision or code_revision()}
     given |= {"program": arguments.program} if arguments.program else {}
-    # Snakemake takes values for YAML: quoted they are texts, whatever they hold.
-    words += ["--config", *(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in given.items())]
+    # Snakemake strips quotes and takes what is left for a number or YAML: only in a list are texts what they are.
+    words += ["--config", *(f"{key}={json.dumps([value], ensure_ascii=False)}" for key, value in given.items())]
     with alone(arguments.work / "locks" / "run", f"running the graph in {arguments.work}"):
         settle_config(arguments.config, arguments.source, settled, arguments.variant)
         follow_changes(load_config(settled), arguments.work / "cases.json")
@@ -283,6 +283,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = logging.StreamHandler()
     console.setFormatter(_SafeFormatter("%(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[console])
+    logging.raiseExceptions = False  # Snakemake's log on a full disk would show tracebacks
     if os.environ.get("GLIOMA_DEBUG"):
         log.setLevel(logging.DEBUG)
     parsed = build_parser().parse_args(arguments)

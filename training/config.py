@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -353,7 +354,7 @@ def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Se
         name, _, folder = word.partition("=")
         if not folder or name not in placed:
             raise UsageError(f"--source {word!r}: expected NAME=DIR, NAME one of {', '.join(placed)}")
-        placed[name] = str(Path(folder).resolve())
+        placed[name] = os.path.realpath(folder)
     for source in _named(content["sources"]):
         if source["name"] in placed:
             source["folder"] = placed[str(source["name"])]
@@ -398,14 +399,14 @@ def _checked(content: Tree, path: Path) -> RunConfig:
     """What the content of the file at `path` says, with its folders absolute."""
     config = convert(content, RunConfig, UsageError, path.name)
     _check_names(config, path.name)
-    folder = path.resolve().parent
+    folder = Path(os.path.realpath(path)).parent
     sources = tuple(
-        dataclasses.replace(source, folder=str((folder / source.folder).resolve())) if source.folder else source
+        dataclasses.replace(source, folder=os.path.realpath(folder / source.folder)) if source.folder else source
         for source in config.sources
     )
     if bool(config.ancestor) == bool(config.pretraining):
         raise UsageError(f"{path.name}: give either pretraining or an ancestor")
-    ancestor = str((folder / config.ancestor).resolve()) if config.ancestor else ""
+    ancestor = os.path.realpath(folder / config.ancestor) if config.ancestor else ""
     return dataclasses.replace(config, sources=sources, ancestor=ancestor)
 
 

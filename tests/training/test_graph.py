@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -158,3 +159,37 @@ def test_a_source_that_is_not_in_the_configuration_is_named(tmp_path, caplog, wo
     assert main(["run", *arguments]) == 2
     assert word in caplog.text
     assert "gli, ssa" in caplog.text
+
+
+@pytest.mark.parametrize("option", ["run", "snakemake"])
+def test_a_folder_with_braces_is_refused_before_a_job_is_begun(tmp_path, option):
+    work = tmp_path / "a{stage}"
+    words = ["-m", "training", "run", "--config", str(CONFIGS / "smoke.yaml"), "--work", str(work)]
+    if option == "snakemake":
+        words = ["-m", "snakemake", "-s", "training/Snakefile", "--configfile", str(CONFIGS / "smoke.yaml")]
+        words += ["--directory", str(work), "--cores", "1"]
+    done = subprocess.run([sys.executable, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode in (1, 2)
+    assert "found braces in its path" in done.stdout + done.stderr
+    assert not (work / "cases.json").exists()
+
+
+def test_folders_and_revisions_may_be_called_anything(tmp_path):
+    work, revision = tmp_path / "my work's (A) #1: $HOME é", "{stage} 'x'; touch it"
+    source, config = tmp_path / "{threads} & more", tmp_path / "{log} smoke.yaml"
+    settings = yaml.safe_load((CONFIGS / "smoke.yaml").read_text())
+    settings["sources"] = [{"name": "cases", "folder": str(source)}]
+    settings["pretraining"] = settings["finetuning"] = {"sources": ["cases"]}
+    config.write_text(yaml.safe_dump(settings))
+    for case in ("A", "B"):
+        (source / case).mkdir(parents=True)
+        for sequence in SEQUENCES:
+            (source / case / f"{case}-{sequence}.nii.gz").touch()
+    told = planned(config, work, "--revision", revision, "--", "--printshellcmds")
+    assert f"--revision {shlex.quote(revision)}" in told
+    assert f"--work {shlex.quote(str(work))} --stage finetuning --model mednext --fold 1 --threads 1" in told
+    words = [sys.executable, "-m", "training", "run", "--config", str(config), "--work", str(work), "--cores", "1"]
+    done = subprocess.run([*words, "--", "--until", "cases"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [entry["id"] for entry in yaml.safe_load((work / "cases.json").read_text())] == ["A", "B"]
+    assert (work / "logs" / "cases.log").is_file()

@@ -36,7 +36,7 @@ def test_on_slurm_the_cores_of_this_machine_limit_nothing(tmp_path, handed):
     assert handed[handed.index("--executor") + 1] == "slurm"
     assert handed[handed.index("--jobs") + 1] == "7"
     assert handed[handed.index("--slurm-status-command") + 1] == "squeue"
-    assert handed.index("--slurm-status-command") < handed.index("--config") < handed.index('program="run in.sif"')
+    assert handed.index("--slurm-status-command") < handed.index("--config") < handed.index('program=["run in.sif"]')
     assert not {"--cores", "--resources"} & set(handed)
 
 

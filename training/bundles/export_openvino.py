@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from dataclasses import replace
 from importlib.metadata import version
@@ -33,7 +34,7 @@ def export_openvino(source: Path, target: Path) -> Bundle:
     one that is damaged.
     """
     bundle = load_bundle(source)
-    if target.resolve() == source.resolve():
+    if os.path.realpath(target) == os.path.realpath(source):
         raise UsageError(f"--output {target}: is the bundle itself, expected another folder")
     stored = sorted(model.name for model in bundle.models if model.format == "openvino")
     if stored:

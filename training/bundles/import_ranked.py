@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     """List what is there, or write the bundle."""
     if not arguments.list and arguments.output is None:
         raise UsageError("import-ranked: found neither --list nor --output, expected one")
-    beside = None if arguments.list else arguments.output.resolve().parent
+    beside = None if arguments.list else Path(os.path.realpath(arguments.output)).parent
     try:
         if beside is not None:
             beside.mkdir(parents=True, exist_ok=True)

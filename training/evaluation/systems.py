@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -84,7 +85,7 @@ def load_systems(paths: Sequence[Path], metrics: Sequence[str] = RANKED_METRICS)
             that is not in all of them.
 
     """
-    if len({path.resolve() for path in paths}) < max(2, len(paths)):
+    if len({os.path.realpath(path) for path in paths}) < max(2, len(paths)):
         raise UsageError("compare needs the scores of at least two systems, each in a file of its own")
     names = _names(paths)
     documents = dict(zip(names, map(_load, paths), strict=True))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from inference.errors import UsageError
 from training.config import ModelConfig, RunConfig
-from training.data.datasets import DATASET_IDS, dataset_name, write_json
+from training.data.datasets import DATASET_IDS, cases_of, dataset_name, write_json
 
 if TYPE_CHECKING:
     from inference.bundle.store import Model
@@ -44,6 +44,7 @@ def plan(config: RunConfig, work: Path, *, jobs: int = 2) -> None:
     if os.environ.get(AUGMENTING) == "0":
         del os.environ[AUGMENTING]
     first = config.stages[0]
+    cases_of(work, first)  # FolderError where there are none yet
     extract_fingerprint_dataset(DATASET_IDS[first], num_processes=jobs)
     if not config.ancestor:
         plan_experiment_dataset(DATASET_IDS[first])

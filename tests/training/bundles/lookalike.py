@@ -7,12 +7,12 @@ writes one as docker saves it, with `--large` of networks as large as the ranked
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import hashlib
 import io
 import json
 import pickle
-import sys
 import tarfile
 import zipfile
 from collections import OrderedDict
@@ -282,4 +282,8 @@ FORMS = {
 """Ways to save an image, as one file."""
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_bytes(FORMS["docker-new"](system(large="--large" in sys.argv)))
+    parser = argparse.ArgumentParser(description="Write the image of a system that looks like the ranked one.")
+    parser.add_argument("image", type=Path, metavar="FILE.tar", help="file to write, as docker saves images")
+    parser.add_argument("--large", action="store_true", help="networks of the ranked system's size")
+    arguments = parser.parse_args()
+    arguments.image.write_bytes(FORMS["docker-new"](system(large=arguments.large)))
