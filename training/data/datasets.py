@@ -57,7 +57,7 @@ class CaseEntry:
     in_folds: bool = True
     """Whether it is dealt into a fold and predicted by the networks that have not seen it; else it always trains."""
     made_from: str = ""
-    """:func:`made_from` when the list was written; empty in lists that are older than this field."""
+    """:func:`digest_case` when the list was written; empty in lists that are older than this field."""
 
 
 def dataset_name(stage: str) -> str:
@@ -127,7 +127,7 @@ def write_cases(entries: list[CaseEntry], path: Path) -> None:
 
 def with_contents(entries: list[CaseEntry], config: RunConfig) -> list[CaseEntry]:
     """The same cases, each with what its files hold now; CaseError or :class:`SeveralErrors` for unreadable ones."""
-    return list(Workers().map(lambda entry: replace(entry, made_from=made_from(entry, config)), entries))
+    return list(Workers().map(lambda entry: replace(entry, made_from=digest_case(entry, config)), entries))
 
 
 def follow_changes(config: RunConfig, path: Path) -> None:
@@ -195,12 +195,13 @@ def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32],
     return scan.data, labels
 
 
-def made_from(entry: CaseEntry, config: RunConfig) -> str:
-    """What a case is made from: the digest of its scans and labels, or a phantom's seed and shape (CaseError)."""
+def digest_case(entry: CaseEntry, config: RunConfig, *, labels: bool = True) -> str:
+    """What a case is made from: the digest of its scans and `labels`, or a phantom's seed and shape (CaseError)."""
     if entry.phantom_seed is not None:
         return f"phantom {entry.phantom_seed} {'x'.join(map(str, config.source(entry.source).size))}"
     scans = _scans_of(entry, config)
-    return digest_files(entry.id, [*(scans.paths[sequence] for sequence in SEQUENCES), Path(entry.labels)])
+    files = [scans.paths[sequence] for sequence in SEQUENCES]
+    return digest_files(entry.id, [*files, Path(entry.labels)] if labels else files)
 
 
 def _scans_of(entry: CaseEntry, config: RunConfig) -> Case:
@@ -291,7 +292,7 @@ def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> bool:
 
     target = folder / "labelsTr" / f"{entry.id}.nii.gz"
     images = [folder / "imagesTr" / f"{entry.id}_{channel:04d}.nii.gz" for channel in range(len(SEQUENCES))]
-    stamp, renewed = made_from(entry, config), target.is_file()
+    stamp, renewed = digest_case(entry, config), target.is_file()
     if renewed and all(image.is_file() for image in images):
         with contextlib.suppress(CaseError):  # a damaged file is made anew
             if read_stamp(target) == stamp:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,17 +15,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.store import Model
+from inference.case import digest_files
 from inference.errors import UsageError
-from inference.files import whole_file
+from inference.files import prepare_folder, whole_file
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
 from inference.settings import Profile
 from training.config import RunConfig
-from training.data.datasets import CaseEntry, load_case, read_cases, read_folds
+from training.data.datasets import CaseEntry, digest_case, load_case, read_cases, read_folds
 from training.data.stratify import SPACING
 from training.fit.planning import CONFIGURATION, ancestor_model
 from training.fit.train import checkpoint_path, network_name
+from training.workers import Workers
+
+log = logging.getLogger("training")
 
 
 @dataclass(frozen=True)
@@ -133,18 +140,41 @@ def scored_cases(config: RunConfig, work: Path) -> dict[CaseEntry, int]:
 
 
 def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> None:
-    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16."""
+    """Predict the cases of one fold with that fold's network; write region probabilities (3, X, Y, Z) as float16.
+
+    A prediction says what it was made from. One of the same scans and network is kept, another is made anew and told.
+    """
     if stage == "pretraining":
         network = SingleModel((starting_network(config, work, model, fold),))
     else:
         network = SingleModel((trained_network(config, work, model, fold, stage),))
     engine = open_engine("torch", "auto")
-    for entry, own in scored_cases(config, work).items():
+    (member,) = network.models
+    plans = hashlib.sha256(json.dumps(member.plans, sort_keys=True).encode()).hexdigest()[:16]
+    weights = digest_files(f"{model} fold {fold}", [member.network_file(member.folds[0])])
+    system = f"{weights} {plans} {config.bundle.half_precision} {config.tuning.profile}"
+
+    def predict_case(entry: CaseEntry) -> None:
         target = prediction_path(work, network_name(model, stage), entry.id)
-        if own != fold or target.is_file():
-            continue
+        origin = f"{digest_case(entry, config, labels=False)} {system}"
+        if target.is_file():
+            if _origin(target) == origin:
+                return
+            log.warning("%s: predicted anew, since its scans or the network have changed", entry.id)
         data, _ = load_case(entry, config)
         regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
-        target.parent.mkdir(parents=True, exist_ok=True)
+        prepare_folder(target.parent)
         with whole_file(target) as unfinished:
-            np.savez_compressed(unfinished, probabilities=regions.array.astype(np.float16))
+            np.savez_compressed(unfinished, probabilities=regions.array.astype(np.float16), made_from=np.array(origin))
+
+    held_out = [entry for entry, own in scored_cases(config, work).items() if own == fold]
+    list(Workers().map(predict_case, held_out, name=lambda entry: entry.id))
+
+
+def _origin(path: Path) -> str:
+    """What a prediction says that it was made from; empty where it does not, or is damaged."""
+    try:
+        with np.load(path) as stored:
+            return str(stored["made_from"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return ""

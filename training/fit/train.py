@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -13,11 +14,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from inference.case import digest_files
 from inference.errors import BundleError, UsageError
+from inference.files import prepare_folder
+from inference.intake.label_map import read_stamp
 from inference.labels import REGIONS, TUMOUR_LABELS
+from inference.schema import read_json
 from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
 from training.data.datasets import cases_of, dataset_name, read_cases, read_folds, write_json
-from training.data.folds import check_no_leak, splits_of
+from training.data.folds import Split, check_no_leak, splits_of
 from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, set_nnunet_folders
 from training.locks import alone
 
@@ -114,6 +119,7 @@ def train(
 ) -> Path:
     """Train one network and return its last checkpoint; a finished one is left alone, a started one goes on.
 
+    One that has learnt from other cases, plans or weights than there are now begins anew, which is told.
     The second stage starts from the first stage's network of the same model and fold, or from the ancestor's, and
     refuses other plans. `stage` may also be :data:`training.config.SCRATCH`. Where a killed run has left another
     process at the same training, this one waits for it.
@@ -121,9 +127,38 @@ def train(
     finished = checkpoint_path(config, work, stage, model_name, fold)
     claim = work / "locks" / f"train.{stage}.{model_name}.{fold}"
     with alone(claim, f"training {model_name}, fold {fold}", wait=True):
+        _forget_what_changed(config, work, stage, model_name, fold)
         if not finished.is_file():
             _train(config, work, stage, config.model(model_name), fold, device=device, threads=threads)
     return finished
+
+
+def sources_of(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> dict[str, str]:
+    """What a training learns from: digests of its cases, its plans and the weights that it starts from."""
+    dataset = dataset_name(stage_of(stage))
+    preprocessed, labels = work / "nnunet" / "preprocessed" / dataset, work / "nnunet" / "raw" / dataset / "labelsTr"
+    training = read_json(preprocessed / "splits_final.json", list[Split], UsageError)[fold]["train"]
+    stamps = {case: read_stamp(labels / f"{case}.nii.gz") for case in training}
+    found = {"plans": digest_files(model, [preprocessed / f"{model}.json"])}
+    if all(stamps.values()):  # data sets had none before
+        found["cases"] = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
+    if stage == "finetuning":
+        start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
+        found["weights"] = digest_files(model, [Path(config.ancestor, "manifest.json") if config.ancestor else start])
+    return found
+
+
+def _forget_what_changed(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> None:
+    """Remove the checkpoints of a training that learnt from something else, as far as it says what it learnt from."""
+    folder = training_folder(config, work, stage, model, fold)
+    record, now = folder / "sources.json", sources_of(config, work, stage, model, fold)
+    before = read_json(record, dict[str, str], UsageError) if record.is_file() else now
+    if changed := [key for key in now if before.get(key, now[key]) != now[key]]:
+        log.warning("%s of %s, fold %d, begins anew: its %s changed", stage, model, fold, " and ".join(changed))
+        for checkpoint in folder.glob("checkpoint_*.pth"):
+            checkpoint.unlink()
+    prepare_folder(folder)
+    write_json(now, record)
 
 
 def _train(
