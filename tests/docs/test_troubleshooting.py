@@ -17,7 +17,7 @@ GAP = "…"
 
 def templates() -> Iterator[str]:
     """Every text in the program, with … for what is put into it."""
-    for path in (ROOT / "inference").rglob("*.py"):
+    for path in (path for package in ("inference", "training") for path in (ROOT / package).rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 yield re.sub(r"%\w", GAP, node.value)

@@ -370,7 +370,8 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
     with open_workers(jobs) as workers:
         scored = list(scored_cases(config, work).items())
         models = [model.name for model in config.models]
-        cases = list(workers.map(partial(load_predictions, models=models, config=config, work=work), scored))
+        read = partial(load_predictions, models=models, config=config, work=work)
+        cases = list(workers.map(read, scored, name=lambda case: case[0].id))
         log.info("tuning: %d cases", len(cases))
         weights = choose_weights(config, cases, version, workers)
         chosen = weights[config.tuning.weights]
@@ -449,7 +450,7 @@ def _predicted_subtypes(
         for index, entry in enumerate(entries)
     ]
     vectors: list[NDArray[np.float64] | None] = []
-    for vector in scorer.workers.map(partial(_describe, config=config), tumours):
+    for vector in scorer.workers.map(partial(_describe, config=config), tumours, name=lambda tumour: tumour.entry.id):
         vectors.append(vector)
         log.info("tuning: %d of %d predicted tumours described", len(vectors), len(tumours))
     described = [vector for vector in vectors if vector is not None]
