@@ -5,8 +5,10 @@ import csv
 import numpy as np
 import pytest
 from matplotlib import image
+from matplotlib.figure import Figure
 
 from training.cli import main
+from training.evaluation.compare import _panel
 from training.evaluation.systems import differences, load_systems
 
 from .test_systems import write
@@ -30,6 +32,7 @@ def test_markdown_report(files, tmp_path):
     text = (tmp_path / "out.md").read_text()
     assert "# Comparison of 2 systems on 4 cases, BraTS 2024" in text
     assert text.index("| beta | 1.0000 |") < text.index("| alpha | 2.0000 |")
+    assert "| beta - alpha | -1.0000 | 0.1250 |" in text, "sixteen ways to swap four cases, two as far apart"
     assert "| WT | lesionwise_dice | 0.7500 | 0.8000 |" in text
     assert "| beta - alpha | WT | lesionwise_dice | 0.0500 |" in text
     assert "### beta - alpha" in text
@@ -60,6 +63,29 @@ def test_cases_that_are_left_out_are_named(files, tmp_path, caplog):
     command(*files, "--table", tmp_path / "out.md")
     assert "alpha: 1 cases that not all systems have are left out: c3" in caplog.text
     assert "gamma" not in caplog.text
+
+
+def test_what_counts_otherwise_is_told(tmp_path, caplog):
+    one = write(tmp_path, "one", [None, 0.5, 0.4], distances=[None, "inf", 2], version=2026)
+    two = write(tmp_path, "two", [0.3, 0.6], version=2026, damaged={"c2": "empty"})
+    assert command(one, two, "--table", tmp_path / "out.md", "--plot", tmp_path / "out.png") == 0
+    assert "one: 2 scores are not defined" in caplog.text
+    assert "one: 1 scores are infinite" in caplog.text
+    assert "two: 1 missing or damaged cases count as the worst: c2" in caplog.text
+
+
+def test_help_lists_the_metrics_with_their_units(capsys):
+    with pytest.raises(SystemExit):
+        command("--help")
+    shown = capsys.readouterr().out
+    assert "lesionwise_hd95 (mm)" in " ".join(shown.split())
+    assert "nsd_0.5" in shown
+
+
+def test_axes_have_units(files):
+    figure = Figure()
+    _panel(panel := figure.subplots(), load_systems(files), 0, 1)
+    assert (panel.get_title(), panel.get_ylabel()) == ("WT lesionwise_hd95", "mm")
 
 
 def test_plot_shows_a_panel_for_each_metric_and_region(files, tmp_path):
