@@ -251,7 +251,8 @@ def _voxel_size(label_map: LabelMap, rules: Rules, *, by_header: bool | None = N
     """Along the stored axes in mm. The program of 2023 takes the header's pixdim, later ones the affine."""
     if rules.version == 2023 if by_header is None else by_header:
         x, y, z = (float(side) for side in label_map.geometry.header["pixdim"][1:4])
-        return x, y, z
+        if all(0 < side < inf for side in (x, y, z)):  # else no size at all: the affine has one
+            return x, y, z
     x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.geometry.affine[:3, :3], axis=0))
     return x, y, z
 

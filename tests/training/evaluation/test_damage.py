@@ -121,3 +121,12 @@ def test_nothing_in_common_attempts_nothing(folders, tmp_path, caplog):
     assert command("--reference", folders[0], "--prediction", tmp_path / "other", "--version", 2024) == 2
     assert "found 3 in" in caplog.text
     assert "BraTS-GLI-00001-000.nii.gz" in caplog.text
+
+
+@pytest.mark.parametrize("pixdim", [np.nan, 0, -1])
+def test_a_header_without_a_voxel_size_leaves_it_to_the_affine(folders, tmp_path, pixdim):
+    path = folders[1] / "BraTS-SSA-00001-000.nii.gz"
+    _, sound = evaluated(folders, tmp_path, version=2023)
+    path.write_bytes(image(pixdim=(80, struct.pack("<f", pixdim))))
+    status, document = evaluated(folders, tmp_path, version=2023)
+    assert (status, document["cases"]) == (0, sound["cases"])
