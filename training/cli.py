@@ -92,9 +92,9 @@ def _predict(config: RunConfig, work: Path, arguments: argparse.Namespace) -> No
 
 def _tune(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:
     """Choose ensemble weights, subtypes and thresholds out of fold."""
-    from training.tune import thresholds
+    from training.tune.tune import tune
 
-    thresholds.tune(config, work, jobs=arguments.jobs)
+    tune(config, work, jobs=arguments.jobs)
 
 
 def _freeze(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ from training.data.datasets import list_cases, load_labels, write_cases
 from training.data.phantoms import make_phantom
 from training.data.stratify import stratify
 from training.fit.predict import prediction_path
-from training.tune.thresholds import tune
+from training.tune.tune import tune
 
 SMOKE = Path(__file__).resolve().parents[2] / "training" / "configs" / "smoke.yaml"
 SCRATCH = "nnunet-scratch"

@@ -24,8 +24,9 @@ from training.data.stratify import SPACING, load_subtypes
 from training.evaluation.lesionwise import Version, score_case
 from training.evaluation.systems import Difference, Systems
 from training.fit.predict import prediction_path, scored_cases
+from training.tune.choices import Choice, choice_of, refined
 from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions
-from training.tune.thresholds import GROUPS, SUBTYPES, Choice, choice_of, refined
+from training.tune.thresholds import GROUPS, SUBTYPES
 from training.tune.tuning import Tuning
 from training.workers import Workers
 

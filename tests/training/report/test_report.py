@@ -21,7 +21,7 @@ from training.fit.predict import prediction_path
 from training.report.arms import make_plan
 from training.report.report import write_report
 from training.report.sections import HARDEST
-from training.tune.thresholds import choice_of, refined
+from training.tune.choices import choice_of, refined
 from training.tune.tuning import read_tuning
 
 ARMS = [SCRATCH, "nnunet", "mednext", "ensemble", "regions", "components", "ratio", "subtypes"]

@@ -12,23 +12,18 @@ import pytest
 
 from inference.labels import REGIONS, region_mask
 from training.config import TuningConfig, load_config
+from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, label_map, tables_of
 from training.tune.out_of_fold import OutOfFold
 from training.tune.thresholds import (
     COMPONENT_GRID,
     GROUPS,
-    NEUTRAL,
     RATIO_GRID,
     SUBTYPES,
-    Choice,
-    Scorer,
-    choice_of,
     honest_gains,
-    label_map,
-    score_systems,
     select,
-    tables_of,
     tune_all,
 )
+from training.tune.tune import score_systems
 from training.workers import open_workers
 
 CONFIG = load_config(Path(__file__).resolve().parents[3] / "training" / "configs" / "smoke.yaml")
@@ -77,22 +72,22 @@ def test_the_grids_are_the_authors():
 
 
 def test_perfect_predictions_are_left_alone():
-    tuned = tune_all(scenes([probabilities(reference())] * 5))
+    tuned, _ = tune_all(scenes([probabilities(reference())] * 5))
     assert tuned.choice == Choice()
-    assert set(tuned.overall.gains.values()) == {0}
+    assert set(tuned.gains.values()) == {0}
 
 
 def test_specks_are_removed():
-    tuned = tune_all(scenes([with_specks()] * 5))
-    assert tuned.overall.gains["components"] > 0
+    tuned, _ = tune_all(scenes([with_specks()] * 5))
+    assert tuned.gains["components"] > 0
     assert tuned.choice.thresholds.smallest_component_mm3["ED"] > 64
     assert tuned.choice.thresholds.smallest_component_mm3["NCR"] == 0
 
 
 def test_specks_in_one_fold_alone_decide_nothing():
     # Chosen on that fold the removal helps it, but what the other folds would have chosen helps nobody.
-    tuned = tune_all(scenes([with_specks()] + [probabilities(reference())] * 4))
-    assert tuned.overall.gains["components"] == 0
+    tuned, _ = tune_all(scenes([with_specks()] + [probabilities(reference())] * 4))
+    assert tuned.gains["components"] == 0
     assert tuned.choice.thresholds == NEUTRAL
 
 
@@ -100,8 +95,8 @@ def test_a_little_enhancement_where_there_is_none_is_relabelled():
     truth = reference(enhancing=False)
     predicted = truth.copy()
     predicted[12:21, 12:21, 8:15] = 3  # 567 mm³, more than any component threshold, and 18 % of the whole tumour
-    tuned = tune_all(scenes([probabilities(predicted)] * 5, [truth] * 5))
-    assert tuned.overall.gains["ratio"] > 0
+    tuned, _ = tune_all(scenes([probabilities(predicted)] * 5, [truth] * 5))
+    assert tuned.gains["ratio"] > 0
     assert tuned.choice.thresholds.et_wt_ratio == 0.2
 
 
@@ -109,33 +104,33 @@ def test_region_thresholds_follow_the_probabilities():
     truth = reference()
     timid = probabilities(truth)
     timid[2] = np.where(region_mask(truth, "ET"), 0.42, 0.05)
-    tuned = tune_all(scenes([timid] * 5))
-    assert tuned.overall.gains["regions"] > 0
+    tuned, _ = tune_all(scenes([timid] * 5))
+    assert tuned.gains["regions"] > 0
     assert tuned.choice.regions[2] < 0.42
     assert tuned.choice.regions[:2] == (0.5, 0.5)
 
 
 def test_what_a_fold_is_scored_with_was_chosen_without_it():
-    tuned = tune_all(scenes([with_specks()] * 4 + [probabilities(reference())]))
-    assert set(tuned.by_fold) == {0, 1, 2, 3, 4}
-    assert all(chosen.choice.thresholds.smallest_component_mm3["ED"] > 0 for chosen in tuned.by_fold.values())
+    _, by_fold = tune_all(scenes([with_specks()] * 4 + [probabilities(reference())]))
+    assert set(by_fold) == {0, 1, 2, 3, 4}
+    assert all(chosen.choice.thresholds.smallest_component_mm3["ED"] > 0 for chosen in by_fold.values())
 
 
 def test_what_helps_one_fold_alone_is_no_honest_gain():
     # Two folds with specks let all folds keep the removal: each shows it to the other, and the clean ones lose nothing.
     scorer = scenes([with_specks()] * 2 + [probabilities(reference())] * 3)
-    tuned = tune_all(scorer)
+    tuned, by_fold = tune_all(scorer)
     assert tuned.choice.thresholds.smallest_component_mm3["ED"] > 0
     # Without one of the two, the other's specks are in one fold alone: not kept, so the held-out one keeps its specks.
-    assert tuned.by_fold[0].choice == Choice()
-    assert tuned.overall.gains["components"] > 0
-    assert honest_gains(scorer, tuned)["components"] == 0
+    assert by_fold[0].choice == Choice()
+    assert tuned.gains["components"] > 0
+    assert honest_gains(scorer, by_fold)["components"] == 0
 
 
 def test_the_honest_gain_is_the_difference_on_held_out_folds():
     scorer = scenes([with_specks()] * 5)
-    tuned = tune_all(scorer)
-    gains = honest_gains(scorer, tuned)
+    _, by_fold = tune_all(scorer)
+    gains = honest_gains(scorer, by_fold)
     assert gains["components"] == pytest.approx(1 - scorer.mean(range(5), Choice()))
     assert gains["regions"] == gains["ratio"] == 0
 
@@ -188,15 +183,15 @@ def two_subtypes(true_ones):
 
 def test_a_subtype_with_many_tumours_gets_its_own_thresholds():
     scorer = two_subtypes(8)
-    tuned = tune_all(scorer)
+    tuned, by_fold = tune_all(scorer)
     assert tuned.choice.of(0) != tuned.choice.of(1)
     assert tuned.choice.of(1) == NEUTRAL
     assert all(scorer.score(index, tuned.choice) == 1 for index in range(10, 18))
-    assert sum(honest_gains(scorer, tuned).values()) > 0
+    assert sum(honest_gains(scorer, by_fold).values()) > 0
 
 
 def test_small_subtypes_are_shrunk_to_the_choice_of_all():
-    tuned = tune_all(two_subtypes(1))
+    tuned, _ = tune_all(two_subtypes(1))
     assert tuned.choice.thresholds != NEUTRAL
     assert tuned.choice.of(1) == tuned.choice.of(0) == tuned.choice.thresholds
 
@@ -204,8 +199,8 @@ def test_small_subtypes_are_shrunk_to_the_choice_of_all():
 def test_a_tumour_without_subtype_gets_the_thresholds_of_all():
     scorer = scenes([with_specks()] * 5)
     scorer.clusters = [0, 0, None, 0, 0]
-    tuned = tune_all(scorer)
-    assert set(tuned.overall.gains) == {"regions", "components", "ratio", "subtypes 0"}
+    tuned, _ = tune_all(scorer)
+    assert set(tuned.gains) == {"regions", "components", "ratio", "subtypes 0"}
     assert tuned.choice.of(None) == tuned.choice.thresholds
 
 
@@ -234,7 +229,7 @@ def test_scores_are_those_of_the_official_definition():
 def test_a_region_that_no_case_has_is_without_dice():
     labels = reference(enhancing=False)
     scorer = scenes([probabilities(labels)] * 2, [labels] * 2)
-    scores = score_systems(CONFIG, scorer.cases, scorer, tune_all(scorer, ["ratio"]))
+    scores = score_systems(CONFIG, scorer, tune_all(scorer, ["ratio"])[1])
     assert json.dumps(scores, allow_nan=False)
     for found in scores.values():
         assert found["ET"] == {"cases_with_region": 0, "lesionwise_dice_2023": 1, "lesionwise_dice_2024": 1, "cases": 2}

@@ -1,0 +1,167 @@
+"""Choices of thresholds, what each makes of a label map before it is refined, and what it is worth there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+
+from inference.bundle.tables import Thresholds, ThresholdTables
+from inference.labels import TUMOUR_LABELS, labels_from_regions
+from inference.refine.components import connected_components
+from inference.refine.postprocess import relabel_by_ratio, remove_components
+from training.data.stratify import SPACING
+from training.evaluation.lesionwise import Version, score_case
+from training.tune.out_of_fold import OutOfFold, mean_dice
+from training.workers import Workers
+
+NEUTRAL = Thresholds({label.name: 0.0 for label in TUMOUR_LABELS}, 0.0)
+"""Leaves every label map alone."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """All thresholds that a label map goes through."""
+
+    regions: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Of WT, TC, ET."""
+    thresholds: Thresholds = NEUTRAL
+    """Of refinement."""
+    subtypes: Mapping[int, Thresholds] = field(default_factory=dict)
+    """Of refinement, for the subtypes that have their own."""
+
+    def of(self, cluster: int | None) -> Thresholds:
+        """The thresholds of refinement for a tumour of this subtype, or of none."""
+        return self.thresholds if cluster is None else self.subtypes.get(cluster, self.thresholds)
+
+
+def tables_of(choice: Choice, clusters: int) -> ThresholdTables:
+    """A choice as a bundle's tables for so many subtypes."""
+    return ThresholdTables(
+        regions=choice.regions,
+        overall=choice.thresholds,
+        subtypes={cluster: choice.of(cluster) for cluster in range(clusters)},
+        use="subtypes" if choice.subtypes else "global",
+    )
+
+
+def choice_of(tables: ThresholdTables) -> Choice:
+    """What a bundle's tables do."""
+    return Choice(tables.regions, tables.overall, tables.subtypes if tables.use == "subtypes" else {})
+
+
+@dataclass(frozen=True)
+class LabelMap:
+    """A label map before refinement, and what is needed to foresee refinement's effect on it."""
+
+    labels: NDArray[np.uint8]
+    """(X, Y, Z)."""
+    volumes: Mapping[str, NDArray[np.float64]]
+    """Volumes of the components of each label, mm³, in ascending order."""
+
+    def effect(self, thresholds: Thresholds) -> tuple[int | bool, ...]:
+        """What `thresholds` do here: components removed per label, and whether ET is relabelled."""
+        left = {}
+        removed = []
+        for label, volumes in self.volumes.items():
+            count = int(np.searchsorted(volumes, thresholds.smallest_component_mm3[label]))
+            removed.append(count)
+            left[label] = float(volumes[count:].sum())
+        whole = sum(left.values())
+        return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
+
+
+def label_map(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> LabelMap:
+    """Labels from region probabilities (3, X, Y, Z), and their components."""
+    labels = labels_from_regions(probabilities, thresholds)
+    components = connected_components(labels)
+    sizes = np.bincount(components.ravel()) * float(np.prod(SPACING))
+    label_of = np.zeros(sizes.shape, np.uint8)
+    label_of[components] = labels
+    volumes = {label.name: np.sort(sizes[label_of == label]) for label in TUMOUR_LABELS}
+    return LabelMap(labels, volumes)
+
+
+def refined(labels: NDArray[np.uint8], thresholds: Thresholds) -> NDArray[np.uint8]:
+    """A label map (X, Y, Z) after both steps of refinement."""
+    cleaned, _ = remove_components(labels, SPACING, thresholds.smallest_component_mm3)
+    return relabel_by_ratio(cleaned, thresholds.et_wt_ratio)[0]
+
+
+_Trial = tuple[NDArray[np.uint8], NDArray[np.uint8], Thresholds]
+"""Reference, label map before refinement, and the thresholds to score it under."""
+
+
+def _try(trial: _Trial, version: Version) -> float:
+    reference, labels, thresholds = trial
+    return mean_dice(score_case(reference, refined(labels, thresholds), SPACING, version, metrics="dice"))
+
+
+@dataclass
+class Scorer:
+    """Scores of choices on ensembled predictions; what it has scored it knows.
+
+    Thousands of choices have the same effect on a label map, so that what was scored is remembered by its effect.
+    """
+
+    cases: Sequence[OutOfFold]
+    """What is scored."""
+    ensembles: Sequence[NDArray[np.float32]]
+    """Weighted probabilities (3, X, Y, Z) of each case."""
+    version: Version
+    """Of the official score."""
+    clusters: Sequence[int | None] = ()
+    """Subtype of each case's predicted tumour; empty as long as there are none."""
+    workers: Workers = field(default_factory=Workers)
+    """The processes that score."""
+    _label_maps: dict[tuple[int, tuple[float, ...]], LabelMap] = field(default_factory=dict)
+    _known: dict[tuple[object, ...], float] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> int:
+        """How many label maps were scored so far."""
+        return len(self._known)
+
+    def cluster(self, index: int) -> int | None:
+        """Subtype of one case's predicted tumour."""
+        return self.clusters[index] if self.clusters else None
+
+    def _label_map(self, index: int, choice: Choice) -> LabelMap:
+        key = (index, choice.regions)
+        if key not in self._label_maps:
+            self._label_maps[key] = label_map(self.ensembles[index], choice.regions)
+        return self._label_maps[key]
+
+    def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
+        """The label map (X, Y, Z) of one case under `choice`, by the steps of inference."""
+        return refined(self._label_map(index, choice).labels, choice.of(self.cluster(index)))
+
+    def _key(self, index: int, choice: Choice) -> tuple[object, ...]:
+        thresholds = choice.of(self.cluster(index))
+        return (index, choice.regions, self._label_map(index, choice).effect(thresholds))
+
+    def prepare(self, indices: Iterable[int], choices: Sequence[Choice]) -> None:
+        """Score all of these choices on all of these cases, the workers sharing what is not known yet."""
+        trials: dict[tuple[object, ...], _Trial] = {}
+        for index, choice in product(indices, choices):
+            key = self._key(index, choice)
+            if key not in self._known and key not in trials:
+                labels, thresholds = self._label_map(index, choice).labels, choice.of(self.cluster(index))
+                trials[key] = (self.cases[index].reference, labels, thresholds)
+        scores = self.workers.map(partial(_try, version=self.version), list(trials.values()), chunk=2)
+        self._known.update(zip(trials, scores, strict=True))
+
+    def score(self, index: int, choice: Choice) -> float:
+        """Lesion-wise Dice of one case under `choice`, mean over regions."""
+        key = self._key(index, choice)
+        if key not in self._known:
+            self.prepare([index], [choice])
+        return self._known[key]
+
+    def mean(self, indices: Sequence[int], choice: Choice) -> float:
+        """Mean score over some cases."""
+        return float(np.mean([self.score(index, choice) for index in indices]))
