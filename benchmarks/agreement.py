@@ -68,7 +68,15 @@ def judge(case: Case, labels: Path, bundle: Bundle, engine: Engine, profile: str
     """Predict a case and set the networks' agreement beside the ensemble's Dice."""
     scan, thresholds = read_scan(case), bundle.region_thresholds
     reference, _ = read_labels(labels)
-    regions = predict(scan.data, scan.spacing, bundle, engine, choose_profile(profile, engine), compare_at=thresholds)
+    regions = predict(
+        scan.data,
+        scan.spacing,
+        bundle.models,
+        engine,
+        choose_profile(profile, engine),
+        orientation=bundle.orientation,
+        compare_at=thresholds,
+    )
     assert regions.agreement is not None, "it was asked for"
     agreement = regions.agreement.overlap
     return {
@@ -113,8 +121,7 @@ def run(arguments: argparse.Namespace) -> int:
     folds = read_folds(arguments.bundle / "folds.json") if arguments.own_fold else {}
     # One bundle per fold, made once: an engine knows the networks that it has loaded by their model.
     of_fold = {
-        fold: replace(bundle, models=tuple(replace(model, folds=(fold,)) for model in bundle.models))
-        for fold in folds.values()
+        fold: replace(bundle, models=tuple(model.of_folds(fold) for model in bundle.models)) for fold in folds.values()
     }
     judged = {}
     for case, labels in labelled_cases(arguments.cases):

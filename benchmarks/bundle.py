@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.manifest import ModelEntry, Provenance
-from inference.bundle.store import NewBundle, NewModel, load_bundle, write_bundle
+from inference.bundle.store import Model, NewBundle, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
 from inference.errors import ExitStatus
 from inference.labels import REGIONS, SEQUENCES
@@ -61,7 +61,7 @@ def random_bundle(folder: Path, size: str, seed: int = 0) -> None:
         networks = _random_networks(architecture, seed + number)
         family = architecture_name(architecture)
         entry = ModelEntry(name, family, "regions", "safetensors", tuple(range(_FOLDS)), weight)
-        models.append(NewModel(entry, plans, networks))
+        models.append(Model(entry, plans, networks))
         millions = sum(array.size for array in networks[0].values()) / 1e6
         _LOG.info("%s: %s, %.2f million parameters × %d folds", name, family, millions, _FOLDS)
     nothing = Thresholds({"NCR": 0.0, "ED": 0.0, "ET": 0.0}, 0.0)

@@ -49,7 +49,7 @@ def open_limited(arguments: argparse.Namespace) -> System:
     # Read by torch and OpenVINO when they are loaded, which is later.
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
     bundle = load_bundle(arguments.bundle)
-    models = tuple(replace(model, folds=model.folds[: arguments.networks]) for model in bundle.models)
+    models = tuple(model.of_folds(*model.folds[: arguments.networks]) for model in bundle.models)
     return open_system(
         replace(bundle, models=models),
         profile=arguments.profile,

@@ -63,7 +63,7 @@ def compare(
             "case_extrapolated": round(took.wall / forwards * forwards_of_case, 1),
         }
 
-    alone = replace(model, folds=model.folds[:1])
+    alone = model.of_folds(*model.folds[:1])
     if engine.device != "cpu" or not mirrored:
         engine.mean_over_folds(alone, piece, profile, lambda: None)
     with Meter(engine.device) as ours_took:

@@ -126,9 +126,10 @@ def predict_regions(
     return predict(
         scan.data,
         scan.spacing,
-        system.bundle,
+        system.bundle.models,
         system.engine,
         system.profile,
+        orientation=system.bundle.orientation,
         progress=progress,
         compare_at=system.bundle.region_thresholds if compare else None,
     )

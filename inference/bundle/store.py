@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
@@ -55,45 +55,77 @@ _DTYPES: Mapping[str, str] = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 @dataclass(frozen=True)
 class Model:
-    """One model of a verified bundle."""
+    """One model of an ensemble: what a manifest says of it, its plans, and a network for each fold."""
 
-    name: str
-    """Name of its folder."""
+    entry: ModelEntry
+    """What the manifest says of it."""
     plans: Mapping[str, object]
     """`plans.json`, as nnU-Net wrote it; (Z, Y, X) order throughout."""
-    architecture: Mapping[str, object]
-    """The plans' architecture section of `3d_fullres`: what builds the network."""
-    heads: str
-    """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
-    format: str
-    """`safetensors` or `openvino`."""
-    folds: tuple[int, ...]
-    """Folds that have a network."""
-    weight: float
-    """Share of the ensemble; the shares of a bundle's models add up to 1."""
-    bundle: Path = field(repr=False)
-    """Folder of the bundle."""
-    entry: ModelEntry = field(repr=False)
-    """The manifest's entry."""
+    networks: Mapping[int, Mapping[str, FloatArray] | Path] = field(repr=False)
+    """Per fold its tensors by state-dict name (float16 or float32), or the file that holds them: `.safetensors`, or the
+    `.xml` of an OpenVINO pair."""
+
+    @property
+    def name(self) -> str:
+        """Name of its folder."""
+        return self.entry.name
+
+    @property
+    def heads(self) -> str:
+        """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
+        return self.entry.heads
+
+    @property
+    def format(self) -> str:
+        """`safetensors` or `openvino`."""
+        return self.entry.format
+
+    @property
+    def folds(self) -> tuple[int, ...]:
+        """Folds that have a network."""
+        return self.entry.folds
+
+    @property
+    def weight(self) -> float:
+        """Share of the ensemble; the shares of a bundle's models add up to 1."""
+        return self.entry.weight
 
     @property
     def averaging(self) -> str:
-        """What tiles and mirrorings are averaged as: `logits` or `probabilities`."""
+        """What tiles and mirrorings are averaged as: `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
         return self.entry.averaging
+
+    @property
+    def architecture(self) -> Mapping[str, object]:
+        """The plans' architecture section of `3d_fullres`: what builds the network; BundleError where it lacks."""
+        return convert(self.plans, _Plans, BundleError, f"{self.name}/plans.json").configurations.fullres.architecture
+
+    def of_folds(self, *folds: int) -> Model:
+        """The same model with these folds alone."""
+        return replace(self, entry=replace(self.entry, folds=folds))
 
     def network_file(self, fold: int) -> Path:
         """The file of one fold's network: `.safetensors`, or the `.xml` of an OpenVINO pair."""
-        if fold not in self.folds:
-            raise BundleError(f"{self.name}: no fold {fold}, only {', '.join(map(str, self.folds))}")
-        return self.bundle / network_files(self.entry, fold)[0]
+        network = self._network(fold)
+        if not isinstance(network, Path):
+            raise BundleError(f"{self.name}: its networks are in memory, not in files")
+        return network
 
-    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
-        """The weights of one fold's network by state-dict name, float32 however they are stored."""
-        path = self.network_file(fold)
+    def stored(self, fold: int) -> Mapping[str, FloatArray]:
+        """The weights of one fold's network by state-dict name, in the precision that they are stored in."""
         if self.format != "safetensors":
             raise BundleError(f"{self.name}: its networks are stored as {self.format}, not as tensors")
-        arrays = read_tensors(path, path.relative_to(self.bundle).as_posix())
-        return {name: array.astype(np.float32, copy=False) for name, array in arrays.items()}
+        network = self._network(fold)
+        return read_tensors(network, f"{self.name}/{network.name}") if isinstance(network, Path) else network
+
+    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
+        """The same as float32."""
+        return {name: array.astype(np.float32, copy=False) for name, array in self.stored(fold).items()}
+
+    def _network(self, fold: int) -> Mapping[str, FloatArray] | Path:
+        if fold not in self.folds:
+            raise BundleError(f"{self.name}: no fold {fold}, only {', '.join(map(str, self.folds))}")
+        return self.networks[fold]
 
 
 @dataclass(frozen=True)
@@ -223,17 +255,7 @@ def _load_model(folder: Path, entry: ModelEntry) -> Model:
     if str(found).rpartition(".")[2] != entry.architecture:
         key = "configurations.3d_fullres.architecture.network_class_name"
         raise mismatch(file, key, found, entry.architecture, BundleError)
-    return Model(
-        name=entry.name,
-        plans=plans,
-        architecture=section,
-        heads=entry.heads,
-        format=entry.format,
-        folds=entry.folds,
-        weight=entry.weight,
-        bundle=folder,
-        entry=entry,
-    )
+    return Model(entry, plans, {fold: folder / network_files(entry, fold)[0] for fold in entry.folds})
 
 
 def _load_subtypes(folder: Path, manifest: Manifest, stem: str) -> SubtypeTables | None:
@@ -271,18 +293,6 @@ def load_bundle(path: Path) -> Bundle:
 
 
 @dataclass(frozen=True)
-class NewModel:
-    """One model to be written."""
-
-    entry: ModelEntry
-    """What the manifest says of it."""
-    plans: Mapping[str, object]
-    """Its plans, (Z, Y, X) order throughout."""
-    networks: Mapping[int, Mapping[str, FloatArray] | Path]
-    """Per fold its tensors (float16 or float32, stored as they are), or the `.xml` of an `openvino` pair."""
-
-
-@dataclass(frozen=True)
 class NewBundle:
     """All that a bundle is made of."""
 
@@ -298,7 +308,7 @@ class NewBundle:
     """Licence of the weights."""
     provenance: Provenance
     """Where it comes from."""
-    models: Sequence[NewModel]
+    models: Sequence[Model]
     """The ensemble."""
     thresholds: ThresholdTables
     """Region thresholds and refinement."""
@@ -333,14 +343,7 @@ def contents_of(bundle: Bundle) -> NewBundle:
         limits=manifest.limits,
         licence=manifest.licence,
         provenance=manifest.provenance,
-        models=[
-            NewModel(
-                model.entry,
-                model.plans,
-                {fold: _stored_network(model, fold) for fold in model.folds},
-            )
-            for model in bundle.models
-        ],
+        models=bundle.models,
         thresholds=bundle.thresholds,
         scores=manifest.scores,
         subtypes=bundle.subtypes,
@@ -350,12 +353,6 @@ def contents_of(bundle: Bundle) -> NewBundle:
         orientation=manifest.orientation,
         decision=manifest.decision,
     )
-
-
-def _stored_network(model: Model, fold: int) -> Mapping[str, FloatArray] | Path:
-    """One network as it is stored, in the precision that it is stored in."""
-    path = model.network_file(fold)
-    return path if model.format == "openvino" else read_tensors(path, path.relative_to(model.bundle).as_posix())
 
 
 def write_bundle(folder: Path, new: NewBundle) -> Bundle:
@@ -430,8 +427,8 @@ def _write_contents(folder: Path, new: NewBundle) -> None:
             )
         (folder / model.entry.name).mkdir()
         (folder / model.entry.name / "plans.json").write_bytes(to_json(model.plans))
-        for fold, network in model.networks.items():
-            _write_network(folder, model.entry, fold, network, "half_precision" in new.scores)
+        for fold in model.folds:
+            _write_network(folder, model, fold, "half_precision" in new.scores)
     (folder / "thresholds.json").write_bytes(to_json(stored_thresholds(new.thresholds)))
     for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
         if tables is not None:
@@ -443,19 +440,19 @@ def _write_contents(folder: Path, new: NewBundle) -> None:
         (folder / name).write_text(text, encoding="utf-8")
 
 
-def _write_network(
-    folder: Path, entry: ModelEntry, fold: int, network: Mapping[str, FloatArray] | Path, half_allowed: bool
-) -> None:
-    if isinstance(network, Path):
-        for name in network_files(entry, fold):
+def _write_network(folder: Path, model: Model, fold: int, half_allowed: bool) -> None:
+    files = network_files(model.entry, fold)
+    if model.format == "openvino":
+        for name in files:
             target = folder / name
-            shutil.copyfile(network.with_suffix(target.suffix), target)
+            shutil.copyfile(model.network_file(fold).with_suffix(target.suffix), target)
         return
-    if not half_allowed and any(array.dtype == np.float16 for array in network.values()):
+    tensors = model.stored(fold)
+    if not half_allowed and any(array.dtype == np.float16 for array in tensors.values()):
         raise BundleError(
-            f"{entry.name}: fold {fold} holds float16, but scores.half_precision does not say how well it agrees"
+            f"{model.name}: fold {fold} holds float16, but scores.half_precision does not say how well it agrees"
         )
-    _write_tensors(folder / network_files(entry, fold)[0], network)
+    _write_tensors(folder / files[0], tensors)
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, FloatArray]) -> None:

@@ -5,32 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.bundle.store import Model
 from inference.errors import DeviceError
 from inference.labels import REGIONS
 from inference.predict.agreement import Agreement, Comparison
-from inference.predict.engines.base import Engine, NetworkSource, forward_count
+from inference.predict.engines.base import Engine, forward_count
 from inference.predict.preprocess import Preprocessed, preprocess_for_all, read_plan
 from inference.settings import Profile
 
 Progress = Callable[[int, int], None]
 """Called with the forward passes done so far and in all."""
-
-
-class NetworkBundle(Protocol):
-    """The part of a bundle that prediction needs."""
-
-    @property
-    def models(self) -> Sequence[NetworkSource]:
-        """The ensemble's members."""
-
-    @property
-    def orientation(self) -> str:
-        """Orientation of the arrays that they see: `RAS` or `LPS`."""
 
 
 @dataclass(frozen=True)
@@ -46,28 +34,31 @@ class RegionProbabilities:
 def predict(
     data: NDArray[np.float32],
     spacing: Sequence[float],
-    bundle: NetworkBundle,
+    models: Sequence[Model],
     engine: Engine,
     profile: Profile,
     *,
+    orientation: str = "RAS",
     progress: Progress | None = None,
     compare_at: Sequence[float] | None = None,
 ) -> RegionProbabilities:
     """Region probabilities of a scan (4, X, Y, Z) in canonical RAS with voxels of `spacing` (x, y, z) mm.
+
+    `orientation` is that of the arrays that the models' networks see: `RAS` or `LPS`.
 
     Per model the mean over its folds, then over models sum(w P) / sum(w) with their weights w. The scan is preprocessed
     once for models whose plans prepare it alike. With `compare_at` (region thresholds) the networks are also compared
     with their mean, each on the scan's grid; in `fast` on a CPU that takes about a third longer. Raises BundleError for
     plans or networks that are refused, and DeviceError when memory does not suffice or a model's answer is not finite.
     """
-    plans = [read_plan(model.plans) for model in bundle.models]
-    prepared = preprocess_for_all(data, spacing, plans, bundle.orientation)
-    advance = _counter(_passes(bundle, prepared, profile), progress)
-    weights = np.array([model.weight for model in bundle.models], np.float32)
+    plans = [read_plan(model.plans) for model in models]
+    prepared = preprocess_for_all(data, spacing, plans, orientation)
+    advance = _counter(_passes(models, prepared, profile), progress)
+    weights = np.array([model.weight for model in models], np.float32)
     comparison = None if compare_at is None else Comparison(compare_at)
     # All models crop to the same box, that of the voxels which are not zero.
     total = np.zeros((len(REGIONS), *(side.stop - side.start for side in prepared[0].box)), np.float32)
-    for model, scan, weight in zip(bundle.models, prepared, weights / weights.sum(), strict=True):
+    for model, scan, weight in zip(models, prepared, weights / weights.sum(), strict=True):
         update = None
         if comparison is not None:
             share = float(weight) / len(model.folds)
@@ -86,10 +77,10 @@ def predict(
     return RegionProbabilities(whole, replace(agreement, spread=prepared[0].to_whole_scan(agreement.spread)))
 
 
-def _passes(bundle: NetworkBundle, prepared: Sequence[Preprocessed], profile: Profile) -> int:
+def _passes(models: Sequence[Model], prepared: Sequence[Preprocessed], profile: Profile) -> int:
     return sum(
         len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
-        for model, scan in zip(bundle.models, prepared, strict=True)
+        for model, scan in zip(models, prepared, strict=True)
     )
 
 

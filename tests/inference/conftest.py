@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 
 from inference.bundle.manifest import ModelEntry
-from inference.bundle.store import NewModel, write_bundle
+from inference.bundle.store import Model, write_bundle
 from tests.inference.tiny import FOLDS, MEDNEXT, UNET, describe, plans
 
 
 @pytest.fixture
-def plain_models() -> tuple[NewModel, ...]:
+def plain_models() -> tuple[Model, ...]:
     """Two models whose tensors are no network's, for tests that build none."""
     generator = np.random.default_rng(0)
 
-    def model(name: str, family: str, architecture: dict[str, object], weight: float) -> NewModel:
+    def model(name: str, family: str, architecture: dict[str, object], weight: float) -> Model:
         entry = ModelEntry(name, family, "regions", "safetensors", FOLDS, weight)
         networks = {fold: {"weight": generator.normal(size=(2, 3)).astype(np.float32)} for fold in FOLDS}
-        return NewModel(entry, plans(architecture), networks)
+        return Model(entry, plans(architecture), networks)
 
     return (
         model("nnunet", "PlainConvUNet", UNET, 0.4722),
@@ -44,7 +44,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             networks[fold] = deployed_weights(network, network.state_dict())
         family = str(architecture["network_class_name"]).rpartition(".")[2]
         entry = ModelEntry(name, family, "regions", "safetensors", FOLDS, weight)
-        models.append(NewModel(entry, plans(architecture), networks))
+        models.append(Model(entry, plans(architecture), networks))
     return write_bundle(tmp_path_factory.mktemp("bundles") / "tiny", describe(tuple(models))).path
 
 

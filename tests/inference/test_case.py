@@ -56,13 +56,13 @@ def test_sequences_are_told_apart(phantom_folder: Path, system: System) -> None:
 def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from inference.bundle.store import NewModel, load_bundle, write_bundle
+    from inference.bundle.store import Model, load_bundle, write_bundle
     from tests.inference.tiny import describe
 
     models = []
     for model in load_bundle(tiny_bundle).models:
         networks = {fold: model.tensors(fold) for fold in model.folds}
-        models.append(NewModel(model.entry, model.plans, networks))
+        models.append(Model(model.entry, model.plans, networks))
     spoilt = dict(models[1].networks[1])
     spoilt["stem.weight"] = spoilt["stem.weight"][:1]
     models[1] = replace(models[1], networks={**models[1].networks, 1: spoilt})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,7 +74,7 @@ def dice(first, second):
 
 def test_engines_agree_on_a_real_scan(bundle, scan, record_property):
     found, expected = (
-        predict(scan.data, scan.spacing, bundle, open_engine(engine, "cpu"), Profile.FAST).array
+        predict(scan.data, scan.spacing, bundle.models, open_engine(engine, "cpu"), Profile.FAST).array
         for engine in ("openvino", "torch")
     )
     agreement = dice(found, expected)
@@ -86,10 +85,10 @@ def test_engines_agree_on_a_real_scan(bundle, scan, record_property):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["nnunet", "mednext"])
 def test_paper_is_nnunets_prediction_of_a_real_scan(name, bundle, scan, record_property):
-    from tests.inference.predict.test_ensemble import FakeBundle, nnunet_probabilities
+    from tests.inference.predict.test_ensemble import nnunet_probabilities
 
-    model = replace(next(model for model in bundle.models if model.name == name), folds=(0,))
-    alone = predict(scan.data, scan.spacing, FakeBundle((model,)), open_engine("torch", "cpu"), Profile.PAPER).array
+    model = next(model for model in bundle.models if model.name == name).of_folds(0)
+    alone = predict(scan.data, scan.spacing, [model], open_engine("torch", "cpu"), Profile.PAPER).array
     assert np.abs(alone - nnunet_probabilities(model, 0, scan.data)).max() < 1e-4
     stock = nnunet_probabilities(model, 0, scan.data, half=True)
     agreement = dice(alone, stock)

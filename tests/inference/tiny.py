@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from inference.bundle.manifest import DataSet, Provenance
-from inference.bundle.store import NewBundle, NewModel
+from inference.bundle.store import Model, NewBundle
 from inference.bundle.tables import SubtypeTables, Thresholds, ThresholdTables
 
 FOLDS = (0, 1)
@@ -71,7 +71,7 @@ def plans(architecture: dict[str, object]) -> dict[str, object]:
     }
 
 
-def describe(models: tuple[NewModel, ...], **changes: object) -> NewBundle:
+def describe(models: tuple[Model, ...], **changes: object) -> NewBundle:
     """A bundle of these models that removes nothing, but for `changes`."""
     contents: dict[str, object] = {
         "name": "tiny",

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from inference.bundle.store import Bundle, Model, NewModel, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, contents_of, load_bundle, write_bundle
 from inference.errors import ExitStatus, UsageError
 from inference.predict.engines.base import heads_of
 
@@ -41,9 +41,7 @@ def export_openvino(source: Path, target: Path) -> Bundle:
         raise UsageError(f"--bundle {source}: {', '.join(stored)}: found networks in OpenVINO's format already")
     contents, manifest = contents_of(bundle), bundle.manifest
     with tempfile.TemporaryDirectory() as scratch:
-        models = [
-            _exported(model, new, Path(scratch)) for model, new in zip(bundle.models, contents.models, strict=True)
-        ]
+        models = [_exported(model, Path(scratch)) for model in bundle.models]
         provenance = replace(
             manifest.provenance,
             ancestry=(*manifest.provenance.ancestry, f"{manifest.name} {manifest.version} sha256 {bundle.digest}"),
@@ -52,7 +50,7 @@ def export_openvino(source: Path, target: Path) -> Bundle:
         return write_bundle(target, replace(contents, models=models, provenance=provenance))
 
 
-def _exported(model: Model, new: NewModel, scratch: Path) -> NewModel:
+def _exported(model: Model, scratch: Path) -> Model:
     """The same model with every network written to `scratch` as a pair of files."""
     from inference.predict.engines.openvino_engine import export_network
     from inference.predict.engines.openvino_graph import UnsupportedGraphError
@@ -64,4 +62,4 @@ def _exported(model: Model, new: NewModel, scratch: Path) -> NewModel:
             export_network(model.architecture, heads_of(model), model.tensors(fold), networks[fold])
         except UnsupportedGraphError as error:
             raise UsageError(f"{model.name}: {error}: it runs on torch alone, and cannot be exported") from error
-    return NewModel(replace(new.entry, format="openvino"), new.plans, networks)
+    return Model(replace(model.entry, format="openvino"), model.plans, networks)

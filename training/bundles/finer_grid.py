@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.bundle.store import Bundle, Model, NewModel, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, contents_of, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray
 from inference.errors import ExitStatus, UsageError
 from inference.labels import REGIONS, SEQUENCES
@@ -41,13 +41,13 @@ def to_finer_grid(source: Path, target: Path, factor: int) -> Bundle:
     """
     bundle = load_bundle(source)
     contents, manifest = contents_of(bundle), bundle.manifest
-    models = [_finer(model, new, factor) for model, new in zip(bundle.models, contents.models, strict=True)]
+    models = [_finer(model, factor) for model in bundle.models]
     itself = f"{manifest.name} {manifest.version}, manifest sha256 {bundle.digest}, on a grid {factor} times finer"
     provenance = replace(manifest.provenance, ancestry=(*manifest.provenance.ancestry, itself))
     return write_bundle(target, replace(contents, models=models, provenance=provenance, scores={}))
 
 
-def _finer(model: Model, new: NewModel, factor: int) -> NewModel:
+def _finer(model: Model, factor: int) -> Model:
     if model.format != "safetensors" or model.heads != "regions" or "shuffle" in model.architecture:
         raise UsageError(f"{model.name}: expected safetensors with heads for regions and a body on the input's grid")
     configurations = model.plans["configurations"]
@@ -60,7 +60,7 @@ def _finer(model: Model, new: NewModel, factor: int) -> NewModel:
     }
     plans = {**model.plans, "configurations": {CONFIGURATION: finer}}
     networks = {fold: _widened(model.tensors(fold), finer["architecture"], factor**3) for fold in model.folds}
-    return NewModel(new.entry, plans, networks)
+    return Model(model.entry, plans, networks)
 
 
 def _widened(

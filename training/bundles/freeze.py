@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from inference.bundle.manifest import DataSet, ModelEntry, Provenance
-from inference.bundle.store import Bundle, NewBundle, NewModel, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, NewBundle, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
@@ -25,7 +25,7 @@ from training.data.datasets import CaseEntry, load_case, read_cases
 from training.data.folds import FoldMap
 from training.data.stratify import SPACING, known_folds, load_subtypes
 from training.fit.planning import CONFIGURATION
-from training.fit.predict import SingleModel, stored_weights, trained_network
+from training.fit.predict import finished_checkpoint, stored_weights, trained_network
 from training.tune.tuning import Scores, read_tuning
 
 LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
@@ -86,16 +86,16 @@ def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
     return found
 
 
-def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> NewModel:
+def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> Model:
     plans = json.loads((work / "plans" / f"{name}.json").read_text(encoding="utf-8"))
     heads = config.model(name).heads
     networks: dict[int, Mapping[str, FloatArray]] = {}
     for fold in range(config.folds):
-        checkpoint = trained_network(config, work, name, fold).checkpoint
+        checkpoint = finished_checkpoint(config, work, name, fold)
         networks[fold] = stored_weights(checkpoint, plans, heads, half_precision=config.bundle.half_precision)
     architecture = plans["configurations"][CONFIGURATION]["architecture"]["network_class_name"].rpartition(".")[2]
     entry = ModelEntry(name, architecture, heads, "safetensors", tuple(range(config.folds)), weight)
-    return NewModel(entry, plans, networks)
+    return Model(entry, plans, networks)
 
 
 def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
@@ -137,10 +137,9 @@ def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEn
     engine = open_engine("torch", "cpu")
     agreement = {"largest_difference": 0.0} | {f"dice_{region}": 1.0 for region in REGIONS}
     for model in config.models:
-        half = trained_network(config, work, model.name, 0)
         both = [
-            predict(data, SPACING, SingleModel((network,)), engine, Profile(config.tuning.profile)).array
-            for network in (half, dataclasses.replace(half, half_precision=False))
+            predict(data, SPACING, [network], engine, Profile(config.tuning.profile)).array
+            for network in (trained_network(config, work, model.name, 0, half_precision=half) for half in (True, False))
         ]
         difference = float(np.abs(both[0] - both[1]).max())
         agreement["largest_difference"] = max(agreement["largest_difference"], difference)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.manifest import DECISIONS, ORIENTATIONS, ModelEntry, Provenance
-from inference.bundle.store import Bundle, NewBundle, NewModel, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, NewBundle, contents_of, load_bundle, write_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
 from inference.errors import BundleError, ExitStatus, UsageError
 from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
@@ -64,11 +64,11 @@ class Imported:
     ancestry: tuple[str, ...]
     """Its checkpoints, with their SHA-256."""
 
-    def model(self, name: str, weight: float) -> NewModel:
+    def model(self, name: str, weight: float) -> Model:
         """It as a bundle's model, with its share of the ensemble."""
         folds = tuple(self.networks)
         entry = ModelEntry(name, self.family, self.heads, "safetensors", folds, weight, self.averaging)
-        return NewModel(entry, self.plans, self.networks)
+        return Model(entry, self.plans, self.networks)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.bundle.manifest import ModelEntry
 from inference.bundle.store import Model
 from inference.case import digest_files
 from inference.errors import UsageError
@@ -30,64 +29,6 @@ from training.fit.train import checkpoint_path, network_name
 from training.workers import Workers
 
 log = logging.getLogger("training")
-
-
-@dataclass(frozen=True)
-class TrainedNetwork:
-    """One trained network, as prediction wants its models: a model of a single fold."""
-
-    name: str
-    """Name of the model."""
-    plans: Mapping[str, object]
-    """Its plans."""
-    fold: int
-    """Its fold."""
-    checkpoint: Path
-    """nnU-Net's checkpoint."""
-    half_precision: bool
-    """Whether the bundle stores its weights as float16; then they are rounded here too, and what is measured ships."""
-    heads: str = "regions"
-    """`regions` or `labels`."""
-    format: str = "safetensors"
-    """Tensors, not an OpenVINO graph."""
-    weight: float = 1.0
-    """The only model."""
-    averaging: str = "logits"
-    """What tiles and mirrorings are averaged as."""
-
-    @property
-    def architecture(self) -> Mapping[str, object]:
-        """The plans' architecture section."""
-        configurations = self.plans["configurations"]
-        assert isinstance(configurations, dict)
-        architecture: Mapping[str, object] = configurations[CONFIGURATION]["architecture"]
-        return architecture
-
-    @property
-    def folds(self) -> tuple[int, ...]:
-        """The one fold."""
-        return (self.fold,)
-
-    def tensors(self, fold: int) -> dict[str, NDArray[np.float32]]:
-        """Its weights by state-dict name."""
-        assert fold == self.fold
-        stored = stored_weights(self.checkpoint, self.plans, self.heads, half_precision=self.half_precision)
-        return {name: array.astype(np.float32) for name, array in stored.items()}
-
-    def network_file(self, fold: int) -> Path:
-        """Its checkpoint."""
-        assert fold == self.fold
-        return self.checkpoint
-
-
-@dataclass(frozen=True)
-class SingleModel:
-    """What prediction takes for a bundle."""
-
-    models: tuple[TrainedNetwork | Model, ...]
-    """One network."""
-    orientation: str = "RAS"
-    """What is trained here sees canonical arrays."""
 
 
 def stored_weights(
@@ -108,21 +49,24 @@ def stored_weights(
     return {name: array.astype(np.float16) if half_precision else array for name, array in weights.items()}
 
 
-def starting_network(config: RunConfig, work: Path, model: str, fold: int) -> TrainedNetwork | Model:
-    """The network that fine-tuning of a fold starts from."""
-    if config.ancestor:
-        return dataclasses.replace(ancestor_model(config.ancestor, model), folds=(fold,), weight=1.0)
-    return trained_network(config, work, model, config.start_fold(fold), "pretraining")
-
-
-def trained_network(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> TrainedNetwork:
-    """The network of one model and fold after a training."""
-    plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
+def finished_checkpoint(config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning") -> Path:
+    """The checkpoint of one model and fold after a training; UsageError where it has not finished."""
     checkpoint = checkpoint_path(config, work, stage, model, fold)
     if not checkpoint.is_file():
         raise UsageError(f"{model} fold {fold} has not finished its training ({stage}): {checkpoint} is missing")
-    heads = config.model(model).heads
-    return TrainedNetwork(model, plans, fold, checkpoint, config.bundle.half_precision, heads)
+    return checkpoint
+
+
+def trained_network(
+    config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning", *, half_precision: bool
+) -> Model:
+    """The network of one model and fold after a training; with `half_precision` rounded as the bundle rounds it."""
+    plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
+    checkpoint = finished_checkpoint(config, work, model, fold, stage)
+    settings = config.model(model)
+    weights = stored_weights(checkpoint, plans, settings.heads, half_precision=half_precision)
+    entry = ModelEntry(model, settings.architecture, settings.heads, "safetensors", (fold,), 1.0)
+    return Model(entry, plans, {fold: weights})
 
 
 def prediction_path(work: Path, model: str, case: str) -> Path:
@@ -144,14 +88,16 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
 
     A prediction says what it was made from. One of the same scans and network is kept, another is made anew and told.
     """
-    if stage == "pretraining":
-        network = SingleModel((starting_network(config, work, model, fold),))
+    if stage == "pretraining" and config.ancestor:
+        network = ancestor_model(config.ancestor, model).of_folds(fold)
+        source = network.network_file(fold)
     else:
-        network = SingleModel((trained_network(config, work, model, fold, stage),))
+        trained = config.start_fold(fold) if stage == "pretraining" else fold
+        network = trained_network(config, work, model, trained, stage, half_precision=config.bundle.half_precision)
+        source = finished_checkpoint(config, work, model, trained, stage)
     engine = open_engine("torch", "auto")
-    (member,) = network.models
-    plans = hashlib.sha256(json.dumps(member.plans, sort_keys=True).encode()).hexdigest()[:16]
-    weights = digest_files(f"{model} fold {fold}", [member.network_file(member.folds[0])])
+    plans = hashlib.sha256(json.dumps(network.plans, sort_keys=True).encode()).hexdigest()[:16]
+    weights = digest_files(f"{model} fold {fold}", [source])
     system = f"{weights} {plans} {config.bundle.half_precision} {config.tuning.profile}"
 
     def predict_case(entry: CaseEntry) -> None:
@@ -162,7 +108,7 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
                 return
             log.warning("%s: predicted anew, since its scans or the network have changed", entry.id)
         data, _ = load_case(entry, config)
-        regions = predict(data, SPACING, network, engine, Profile(config.tuning.profile))
+        regions = predict(data, SPACING, [network], engine, Profile(config.tuning.profile))
         prepare_folder(target.parent)
         with whole_file(target) as unfinished:
             np.savez_compressed(unfinished, probabilities=regions.array.astype(np.float16), made_from=np.array(origin))

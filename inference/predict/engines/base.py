@@ -1,15 +1,15 @@
-"""The interface of an engine, the part of a model that it needs, and the numbers that engines agree on."""
+"""The interface of an engine, and the numbers that engines agree on."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.bundle.store import Model
 from inference.labels import regions_from_label_probabilities
 from inference.predict.networks import network_stride
 from inference.predict.preprocess import Preprocessed
@@ -24,48 +24,6 @@ Advance = Callable[[], None]
 Update = Callable[[NDArray[np.float32]], None]
 """Called with what each network says: probabilities (3, Z, Y, X) of WT, TC, ET in its axes, on the crop of the scan.
 The array is the engine's own, and changes after the call."""
-
-
-class NetworkSource(Protocol):
-    """The part of a bundle's model that prediction needs."""
-
-    @property
-    def name(self) -> str:
-        """Names the model in messages."""
-
-    @property
-    def plans(self) -> Mapping[str, object]:
-        """nnU-Net's plans."""
-
-    @property
-    def architecture(self) -> Mapping[str, object]:
-        """The architecture section of the plans."""
-
-    @property
-    def heads(self) -> str:
-        """`regions` (sigmoids of WT, TC, ET) or `labels` (softmax over background, NCR, ED, ET)."""
-
-    @property
-    def format(self) -> str:
-        """`safetensors` or `openvino`."""
-
-    @property
-    def folds(self) -> tuple[int, ...]:
-        """Folds that have a network."""
-
-    @property
-    def weight(self) -> float:
-        """Share of the ensemble."""
-
-    @property
-    def averaging(self) -> str:
-        """Average of tiles and mirrorings: of `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
-
-    def tensors(self, fold: int) -> Mapping[str, NDArray[np.float32]]:
-        """Weights of one fold's network by state-dict name."""
-
-    def network_file(self, fold: int) -> Path:
-        """File of one fold's network."""
 
 
 class Engine(Protocol):
@@ -86,7 +44,7 @@ class Engine(Protocol):
     def description(self) -> str:
         """Library, version, device and precision, for the record of a run."""
 
-    def load(self, model: NetworkSource) -> None:
+    def load(self, model: Model) -> None:
         """Load and check a model's networks, so that one that does not fit is refused before any case is read.
 
         Raises BundleError, and DeviceError when the device has no room for a network.
@@ -94,7 +52,7 @@ class Engine(Protocol):
 
     def mean_over_folds(
         self,
-        model: NetworkSource,
+        model: Model,
         prepared: Preprocessed,
         profile: Profile,
         advance: Advance,
@@ -109,7 +67,7 @@ class Engine(Protocol):
         """
 
 
-def heads_of(model: NetworkSource) -> int:
+def heads_of(model: Model) -> int:
     """Outputs of a model's networks: three regions, or four labels with the background."""
     return 3 if model.heads == "regions" else 4
 

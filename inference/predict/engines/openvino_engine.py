@@ -17,13 +17,13 @@ import numpy as np
 import openvino
 from numpy.typing import NDArray
 
+from inference.bundle.store import Model
 from inference.errors import BundleError, DeviceError
 from inference.labels import SEQUENCES
 from inference.machine import available_threads
 from inference.predict.engines.base import (
     Advance,
     Engine,
-    NetworkSource,
     Update,
     heads_of,
     mismatch,
@@ -65,8 +65,8 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         self._precision = precision or ("bf16" if "BF16" in capabilities else "f32")
         self._threads = threads or available_threads()
         self._against_torch = against_torch
-        self._compiled: dict[tuple[int, int], tuple[NetworkSource, openvino.CompiledModel]] = {}
-        self._trusted: dict[int, tuple[NetworkSource, bool]] = {}
+        self._compiled: dict[tuple[int, int], tuple[Model, openvino.CompiledModel]] = {}
+        self._trusted: dict[int, tuple[Model, bool]] = {}
         self._torch: Engine | None = None
 
     @property
@@ -77,7 +77,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         precision = {"bf16": "bfloat16", "f32": "float32"}[self._precision]
         return f"openvino {openvino.__version__.partition('-')[0]} cpu {precision}{instead}"
 
-    def load(self, model: NetworkSource) -> None:
+    def load(self, model: Model) -> None:
         """As :class:`inference.predict.engines.base.Engine` says."""
         read_plan(model.plans)
         if not self._trusts(model):
@@ -88,7 +88,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
 
     def mean_over_folds(
         self,
-        model: NetworkSource,
+        model: Model,
         prepared: Preprocessed,
         profile: Profile,
         advance: Advance,
@@ -101,14 +101,12 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
             return self._fallback().mean_over_folds(model, prepared, profile, advance, update)
 
     @contextmanager
-    def _opened(self, model: NetworkSource, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
+    def _opened(self, model: Model, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
         yield partial(self._forward, model, fold)
         # What OpenVINO keeps for activations, 1 to 2 GB at full size; it needs all requests to be gone.
         self._network(model, fold).release_memory()
 
-    def _forward(
-        self, model: NetworkSource, fold: int, arrays: Iterable[NDArray[np.float32]]
-    ) -> Iterator[NDArray[np.float32]]:
+    def _forward(self, model: Model, fold: int, arrays: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
         """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
         request = self._network(model, fold).create_infer_request()
         for array in arrays:
@@ -140,7 +138,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
     def _flip(self, array: NDArray[np.float32], axes: tuple[int, ...]) -> NDArray[np.float32]:
         return np.flip(array, axes)
 
-    def _network(self, model: NetworkSource, fold: int) -> openvino.CompiledModel:
+    def _network(self, model: Model, fold: int) -> openvino.CompiledModel:
         # The model is kept beside its network, so that no other object can take over its id.
         key = (id(model), fold)
         if key not in self._compiled:
@@ -151,7 +149,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
             self._compiled[key] = model, self._compile(graph, self._precision)
         return self._compiled[key][1]
 
-    def _graph(self, model: NetworkSource, fold: int) -> openvino.Model:
+    def _graph(self, model: Model, fold: int) -> openvino.Model:
         if model.format != "openvino":
             return build_graph(model.architecture, heads_of(model), model.tensors(fold))
         path = model.network_file(fold)
@@ -179,7 +177,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         }
         return self._core.compile_model(graph, "CPU", settings)
 
-    def _trusts(self, model: NetworkSource) -> bool:
+    def _trusts(self, model: Model) -> bool:
         """Whether a model's networks run here, found out with its first fold."""
         if id(model) not in self._trusted:
             try:
@@ -195,7 +193,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
             self._trusted[id(model)] = model, not found
         return self._trusted[id(model)][1]
 
-    def _mismatch(self, model: NetworkSource) -> str:
+    def _mismatch(self, model: Model) -> str:
         """Reason not to trust a model's networks, or nothing."""
         fold = model.folds[0]
         compiled = self._network(model, fold)
@@ -246,7 +244,7 @@ def _infer(request: openvino.InferRequest, array: NDArray[np.float32]) -> NDArra
     return np.array(request.get_output_tensor(0).data[0], np.float32)
 
 
-def _torch_logits(model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
+def _torch_logits(model: Model, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
     from inference.predict.engines.torch_engine import TorchEngine
 
     return TorchEngine("cpu").logits(model, fold, array)

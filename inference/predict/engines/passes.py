@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.boxes import Box
-from inference.predict.engines.base import Advance, NetworkSource, Update, pass_shape
+from inference.bundle.store import Model
+from inference.predict.engines.base import Advance, Update, pass_shape
 from inference.predict.preprocess import Preprocessed
 from inference.predict.tiling import MIRRORINGS, Triple, gaussian, pad, sum_of_weights, windows
 from inference.settings import Profile
@@ -35,7 +36,7 @@ class PassEngine(ABC, Generic[Array]):
 
     def mean_over_folds(
         self,
-        model: NetworkSource,
+        model: Model,
         prepared: Preprocessed,
         profile: Profile,
         advance: Advance,
@@ -57,9 +58,7 @@ class PassEngine(ABC, Generic[Array]):
             total /= len(model.folds)
             return self._to_host(self._to_crop_grid(total, prepared) if late else total)
 
-    def _folds(
-        self, model: NetworkSource, prepared: Preprocessed, profile: Profile, advance: Advance
-    ) -> Iterator[Array]:
+    def _folds(self, model: Model, prepared: Preprocessed, profile: Profile, advance: Advance) -> Iterator[Array]:
         """Logits (heads, Z, Y, X) of each fold on the network's grid, or its region probabilities (3, Z, Y, X)."""
         fast, patch = profile is Profile.FAST, prepared.plan.patch
         padded, box = pad(prepared.array, pass_shape(prepared.array.shape[1:], model.architecture) if fast else patch)
@@ -74,9 +73,7 @@ class PassEngine(ABC, Generic[Array]):
             inside = _part(found, box)
             yield self._probabilities(inside, model.heads) if fast else inside
 
-    def _tiled(
-        self, forward: Forward[Array], array: Array, patch: Triple, model: NetworkSource, advance: Advance
-    ) -> Array:
+    def _tiled(self, forward: Forward[Array], array: Array, patch: Triple, model: Model, advance: Advance) -> Array:
         """Logits (heads, Z, Y, X), or region probabilities where those are averaged, by tiles and mirrorings."""
         z, y, x = array.shape[1:]
         weights = self._to_device(gaussian(patch), exact=True)
@@ -92,7 +89,7 @@ class PassEngine(ABC, Generic[Array]):
         total /= self._to_device(sum_of_weights((z, y, x), patch), exact=True)
         return total
 
-    def _mirrored_sum(self, forward: Forward[Array], tile: Array, model: NetworkSource, advance: Advance) -> Array:
+    def _mirrored_sum(self, forward: Forward[Array], tile: Array, model: Model, advance: Advance) -> Array:
         """Sum of a network's answers for a tile (4, Z, Y, X) in all mirrorings, each turned back."""
         total: Array | None = None
         for axes, logits in zip(MIRRORINGS, forward(self._flip(tile, axes) for axes in MIRRORINGS), strict=True):
@@ -111,7 +108,7 @@ class PassEngine(ABC, Generic[Array]):
         return nullcontext()
 
     @abstractmethod
-    def _opened(self, model: NetworkSource, fold: int) -> AbstractContextManager[Forward[Array]]:
+    def _opened(self, model: Model, fold: int) -> AbstractContextManager[Forward[Array]]:
         """One fold's network, ready to run; its buffers are given back afterwards."""
 
     @abstractmethod

@@ -29,10 +29,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from inference.bundle.store import Model
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import available_threads
-from inference.predict.engines.base import NetworkSource, heads_of, mismatch, pass_shape
+from inference.predict.engines.base import heads_of, mismatch, pass_shape
 from inference.predict.engines.channels_last import channels_last
 from inference.predict.engines.passes import Forward, PassEngine
 from inference.predict.networks import build_network, load_weights, on_coarser_grid, shuffle_factor
@@ -91,7 +92,7 @@ class TorchEngine(PassEngine[Tensor]):
         if not self._on_gpu:
             torch.set_num_threads(threads or available_threads())
         self._batch = _GPU_BATCH if self._on_gpu else 1
-        self._networks: dict[tuple[int, int], tuple[NetworkSource, nn.Module]] = {}
+        self._networks: dict[tuple[int, int], tuple[Model, nn.Module]] = {}
         # By the id of a model, which is kept in `_networks`.
         self._channels_last: dict[int, bool] = {}
         self._placed: set[nn.Module] = set()
@@ -110,7 +111,7 @@ class TorchEngine(PassEngine[Tensor]):
         layout = ", channels last" if self._channels_last and all(self._channels_last.values()) else ""
         return f"torch {torch.__version__} {self._device} ({torch.cuda.get_device_name(self._device)}) float16{layout}"
 
-    def load(self, model: NetworkSource) -> None:
+    def load(self, model: Model) -> None:
         """As :class:`inference.predict.engines.base.Engine` says."""
         read_plan(model.plans)
         if model.format == "openvino":
@@ -122,7 +123,7 @@ class TorchEngine(PassEngine[Tensor]):
                 raise BundleError(f"{model.name}, fold {fold}: {error}") from error
 
     @torch.inference_mode()
-    def logits(self, model: NetworkSource, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
+    def logits(self, model: Model, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
         """Logits (heads, Z, Y, X) of one fold for an array (4, Z, Y, X) whose sizes suit the network's stride."""
         with self._lock:
             batch = torch.from_numpy(array).to(self._device)[None]
@@ -134,7 +135,7 @@ class TorchEngine(PassEngine[Tensor]):
             yield
 
     @contextmanager
-    def _opened(self, model: NetworkSource, fold: int) -> Iterator[Forward[Tensor]]:
+    def _opened(self, model: Model, fold: int) -> Iterator[Forward[Tensor]]:
         network = self._network(model, fold)
 
         def forward(arrays: Iterable[Tensor]) -> Iterator[Tensor]:
@@ -177,7 +178,7 @@ class TorchEngine(PassEngine[Tensor]):
     def _flip(self, array: Tensor, axes: tuple[int, ...]) -> Tensor:
         return array.flip(axes)
 
-    def _network(self, model: NetworkSource, fold: int) -> nn.Module:
+    def _network(self, model: Model, fold: int) -> nn.Module:
         # The model is kept beside its network, so that no other object can take over its id.
         key = (id(model), fold)
         if key not in self._networks:
@@ -190,7 +191,7 @@ class TorchEngine(PassEngine[Tensor]):
             self._place(network)
         return network
 
-    def _view_of(self, model: NetworkSource, network: nn.Module) -> nn.Module:
+    def _view_of(self, model: Model, network: nn.Module) -> nn.Module:
         """The view of a network that runs on a GPU, or the network itself; decided with the first of a model."""
         rearranged = channels_last(network) if self._on_gpu and self._channels_last.get(id(model), True) else None
         factor = shuffle_factor(model.architecture)
@@ -203,7 +204,7 @@ class TorchEngine(PassEngine[Tensor]):
             self._channels_last[id(model)] = rearranged is not None and not found
         return rearranged if rearranged and self._channels_last[id(model)] else network
 
-    def _mismatch(self, model: NetworkSource, network: nn.Module, rearranged: nn.Module) -> str:
+    def _mismatch(self, model: Model, network: nn.Module, rearranged: nn.Module) -> str:
         """Reason not to trust the channels-last view of a network, or nothing.
 
         Raises DeviceError where there is no memory.

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from inference.bundle.manifest import MANIFEST, SCHEMA, parse_manifest, read_manifest, render_manifest
-from inference.bundle.store import NewModel, write_bundle
+from inference.bundle.store import Model, write_bundle
 from inference.errors import BundleError
 from tests.inference.tiny import describe
 
@@ -19,7 +19,7 @@ Json = dict[str, object]
 
 
 @pytest.fixture
-def bundle(tmp_path: Path, plain_models: tuple[NewModel, ...]) -> Path:
+def bundle(tmp_path: Path, plain_models: tuple[Model, ...]) -> Path:
     return write_bundle(tmp_path / "bundle", describe(plain_models)).path
 
 

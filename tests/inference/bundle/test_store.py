@@ -16,12 +16,12 @@ import pytest
 from safetensors.numpy import save
 
 from inference.bundle.manifest import MANIFEST, ModelEntry, read_manifest, render_manifest
-from inference.bundle.store import NewModel, _describe, load_bundle, read_tensors, write_bundle
+from inference.bundle.store import Model, _describe, load_bundle, read_tensors, write_bundle
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.errors import BundleError
 from tests.inference.tiny import UNET, describe, plans, random_subtypes
 
-Models = tuple[NewModel, ...]
+Models = tuple[Model, ...]
 
 NONE = Thresholds({"NCR": 0.0, "ED": 0.0, "ET": 0.0}, 0.0)
 SOME = Thresholds({"NCR": 25.0, "ED": 0.0, "ET": 50.0}, 0.05)
@@ -97,7 +97,7 @@ def test_openvino_networks_are_pairs_of_files(tmp_path: Path) -> None:
     (tmp_path / "net.xml").write_text("<net/>")
     (tmp_path / "net.bin").write_bytes(b"\0\1")
     entry = ModelEntry("nnunet", "PlainConvUNet", "regions", "openvino", (0,), 1.0)
-    model = NewModel(entry, plans(UNET), {0: tmp_path / "net.xml"})
+    model = Model(entry, plans(UNET), {0: tmp_path / "net.xml"})
     bundle = write_bundle(tmp_path / "bundle", describe((model,)))
     assert bundle.models[0].network_file(0).read_text() == "<net/>"
     assert bundle.models[0].network_file(0).with_suffix(".bin").read_bytes() == b"\0\1"

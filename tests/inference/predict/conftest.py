@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from inference.bundle.manifest import ModelEntry
+from inference.bundle.store import Model
 
 LINEAR = {
     "resampling_fn_data": "resample_torch_fornnunet",
@@ -107,35 +110,26 @@ def make_scan(shape: tuple[int, int, int], margin: int = 4, seed: int = 0) -> np
     return data
 
 
-@dataclass(frozen=True)
-class FakeModel:
-    """The attributes of a bundle's model that prediction uses."""
-
-    name: str
-    plans: Mapping[str, object]
-    heads: str
-    folds: tuple[int, ...]
-    weight: float
-    arrays: Mapping[int, Mapping[str, np.ndarray]]
-    format: str = "safetensors"
-    averaging: str = "logits"
-    folder: Path = Path()
-
-    @property
-    def architecture(self) -> Mapping[str, object]:
-        return self.plans["configurations"]["3d_fullres"]["architecture"]
-
-    def tensors(self, fold: int) -> dict[str, np.ndarray]:
-        return dict(self.arrays[fold])
-
-    def network_file(self, fold: int) -> Path:
-        return self.folder / f"fold_{fold}.xml"
+def fake_model(
+    name: str,
+    plans: Mapping[str, object],
+    networks: Mapping[int, Mapping[str, np.ndarray]],
+    *,
+    heads: str = "regions",
+    weight: float = 1.0,
+    averaging: str = "logits",
+) -> Model:
+    """A model of no bundle."""
+    family = plans["configurations"]["3d_fullres"]["architecture"]["network_class_name"].rpartition(".")[2]
+    entry = ModelEntry(name, family, heads, "safetensors", tuple(networks), weight, averaging)
+    return Model(entry, plans, networks)
 
 
-@dataclass(frozen=True)
-class FakeBundle:
-    models: tuple[FakeModel, ...]
-    orientation: str = "RAS"
+def changed(
+    model: Model, networks: Mapping[int, Mapping[str, np.ndarray] | Path] | None = None, **entry: object
+) -> Model:
+    """A model with other networks, or with another entry in the manifest."""
+    return replace(model, entry=replace(model.entry, **entry), networks=networks or model.networks)
 
 
 def random_weights(architecture: Mapping[str, object], heads: int, seed: int) -> dict[str, np.ndarray]:
@@ -153,7 +147,7 @@ def random_weights(architecture: Mapping[str, object], heads: int, seed: int) ->
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., FakeModel]:
+def make_model() -> Callable[..., Model]:
     def make(
         plans: Mapping[str, object],
         *,
@@ -162,10 +156,10 @@ def make_model() -> Callable[..., FakeModel]:
         folds: int = 2,
         weight: float = 1.0,
         averaging: str = "logits",
-    ) -> FakeModel:
+    ) -> Model:
         architecture = plans["configurations"]["3d_fullres"]["architecture"]
         outputs = 3 if heads == "regions" else 4
         arrays = {fold: random_weights(architecture, outputs, fold) for fold in range(folds)}
-        return FakeModel(name, plans, heads, tuple(range(folds)), weight, arrays, averaging=averaging)
+        return fake_model(name, plans, arrays, heads=heads, weight=weight, averaging=averaging)
 
     return make

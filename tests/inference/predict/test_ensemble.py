@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import replace
 
 import numpy as np
 import pytest
 
+from inference.bundle.store import Model
 from inference.errors import DeviceError
 from inference.labels import most_probable_labels
 from inference.predict.engines.base import pass_shape
@@ -19,8 +19,8 @@ from inference.predict.preprocess import preprocess, read_plan
 from inference.settings import Profile
 from tests.inference.predict.conftest import (
     SPLINES,
-    FakeBundle,
-    FakeModel,
+    changed,
+    fake_model,
     make_plans,
     make_scan,
     mednext_architecture,
@@ -39,7 +39,7 @@ REGION_DATASET = {
 LABEL_DATASET = {**REGION_DATASET, "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}}
 
 
-def nnunet_probabilities(model: FakeModel, fold: int, data: np.ndarray, half: bool = False) -> np.ndarray:
+def nnunet_probabilities(model: Model, fold: int, data: np.ndarray, half: bool = False) -> np.ndarray:
     """(3 or 4, X, Y, Z) from nnU-Net's own predictor, accumulating in float32 unless `half`."""
     import torch
     from nnunetv2.inference import predict_from_raw_data
@@ -105,8 +105,8 @@ def test_paper_equals_nnunets_predictor_fold_by_fold(
     data = make_scan(shape, margin=2)
     engine = TorchEngine("cpu")
     for fold in model.folds:
-        alone = FakeModel(model.name, model.plans, model.heads, (fold,), 1.0, model.arrays)
-        found = predict(data, MILLIMETRE, FakeBundle((alone,)), engine, Profile.PAPER).array
+        alone = model.of_folds(fold)
+        found = predict(data, MILLIMETRE, [alone], engine, Profile.PAPER).array
         expected = nnunet_probabilities(model, fold, data)
         assert expected[expected > 0].std() > 0.05, "the comparison must not be of constants"
         assert np.abs(found - expected).max() < 1e-4
@@ -115,13 +115,13 @@ def test_paper_equals_nnunets_predictor_fold_by_fold(
 def test_label_heads_equal_nnunets_predictor(make_model: Callable) -> None:
     model = make_model(make_plans(mednext_architecture(), spacing=(1.5, 1.5, 1.5)), heads="labels", folds=1)
     data = make_scan(LARGE, margin=2)
-    found = predict(data, MILLIMETRE, FakeBundle((model,)), TorchEngine("cpu"), Profile.PAPER).array
+    found = predict(data, MILLIMETRE, [model], TorchEngine("cpu"), Profile.PAPER).array
     _, necrosis, oedema, enhancing = nnunet_probabilities(model, 0, data)
     expected = np.stack([necrosis + oedema + enhancing, necrosis + enhancing, enhancing])
     assert np.abs(found - expected).max() < 1e-4
 
 
-def nnunet_v1_softmax(model: FakeModel, data: np.ndarray, *, tiled: bool) -> np.ndarray:
+def nnunet_v1_softmax(model: Model, data: np.ndarray, *, tiled: bool) -> np.ndarray:
     """(4, X, Y, Z) as nnU-Net v1 sums up: the softmax of each mirroring, then tiles, then folds, all as probabilities.
 
     `predict_3D` of nnU-Net 1.7 (`_internal_predict_3D_3Dconv_tiled`), at the scan's own spacing; one pass unless tiled.
@@ -176,11 +176,9 @@ def test_probabilities_are_averaged_as_in_nnunet_v1(
     softmax = nnunet_v1_softmax(model, data, tiled=profile is Profile.PAPER)
     _, necrosis, oedema, enhancing = softmax
     expected = np.stack([necrosis + oedema + enhancing, necrosis + enhancing, enhancing])
-    otherwise = predict(
-        data, MILLIMETRE, FakeBundle((replace(model, averaging="logits"),)), TorchEngine("cpu"), profile
-    ).array
+    otherwise = predict(data, MILLIMETRE, [changed(model, averaging="logits")], TorchEngine("cpu"), profile).array
     for engine in (TorchEngine("cpu"), OpenVinoEngine(precision="f32")):
-        found = predict(data, MILLIMETRE, FakeBundle((model,)), engine, profile).array
+        found = predict(data, MILLIMETRE, [model], engine, profile).array
         assert np.abs(found - expected).max() < 1e-3
         assert np.abs(found - expected).mean() < 1e-5
         # Where rounding cannot decide, the most probable label is the same.
@@ -211,13 +209,13 @@ class Fixed:
         return ones * values.mean()
 
 
-def fixed_model(name: str, weight: float, folds: int = 2, **plan: object) -> FakeModel:
-    return FakeModel(name, make_plans(unet_architecture(), **plan), "regions", tuple(range(folds)), weight, {})
+def fixed_model(name: str, weight: float, folds: int = 2, **plan: object) -> Model:
+    return fake_model(name, make_plans(unet_architecture(), **plan), {fold: {} for fold in range(folds)}, weight=weight)
 
 
 def test_models_are_weighted_and_outside_is_zero() -> None:
     data = make_scan((20, 24, 28))
-    bundle = FakeBundle((fixed_model("a", 3.0), fixed_model("b", 1.0)))
+    bundle = [fixed_model("a", 3.0), fixed_model("b", 1.0)]
     engine = Fixed({"a": [0.1, 0.3], "b": [1.0, 0.6]})
     result = predict(data, MILLIMETRE, bundle, engine, Profile.FAST, compare_at=(0.5, 0.25, 0.7))
     inside = inside_of(data)
@@ -235,7 +233,7 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
 
 
 def test_probabilities_that_are_no_numbers_are_refused_by_model() -> None:
-    bundle = FakeBundle((fixed_model("a", 1.0), fixed_model("b", 1.0)))
+    bundle = [fixed_model("a", 1.0), fixed_model("b", 1.0)]
     with pytest.raises(DeviceError, match=r"^b: its networks gave probabilities that are no numbers"):
         predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5], "b": [0.5, np.nan]}), Profile.FAST)
 
@@ -247,7 +245,7 @@ def inside_of(data: np.ndarray) -> np.ndarray:
 
 
 def test_networks_are_not_compared_unless_asked_for() -> None:
-    bundle = FakeBundle((fixed_model("a", 1.0),))
+    bundle = [fixed_model("a", 1.0)]
     assert predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5]}), Profile.FAST).agreement is None
 
 
@@ -255,9 +253,9 @@ def test_networks_are_not_compared_unless_asked_for() -> None:
 def test_networks_that_say_the_same_agree_wherever_their_grid_lies(profile: Profile, make_model: Callable) -> None:
     changes = {"spacing": (1.5, 1.4, 1.6), "patch": (16, 16, 16), "transpose": (1, 0, 2)}
     model = make_model(make_plans(unet_architecture(), **changes), folds=1)
-    twice = FakeModel("twice", model.plans, "regions", (0, 1), 2.0, {0: model.arrays[0], 1: model.arrays[0]})
+    twice = fake_model("twice", model.plans, dict.fromkeys((0, 1), model.networks[0]), weight=2.0)
     data = make_scan((20, 26, 24), margin=2)
-    result = predict(data, MILLIMETRE, FakeBundle((model, twice)), TorchEngine("cpu"), profile, compare_at=(0.5,) * 3)
+    result = predict(data, MILLIMETRE, [model, twice], TorchEngine("cpu"), profile, compare_at=(0.5,) * 3)
     assert result.array.std() > 0.05
     assert result.agreement is not None
     # Squares are rounded, and a root makes much of little.
@@ -272,7 +270,7 @@ def test_plans_that_prepare_alike_share_one_array() -> None:
         fixed_model("c", 1.0, spacing=(2.0, 2.0, 2.0)),
     )
     engine = Fixed({"a": [0.5], "b": [0.5], "c": [0.5]})
-    predict(make_scan(SMALL), MILLIMETRE, FakeBundle(models), engine, Profile.FAST)
+    predict(make_scan(SMALL), MILLIMETRE, models, engine, Profile.FAST)
     first, second, third = engine.arrays
     assert first == second != third
 
@@ -285,7 +283,7 @@ def test_progress_counts_every_forward(profile: Profile, expected: int, make_mod
     predict(
         data,
         MILLIMETRE,
-        FakeBundle((model,)),
+        [model],
         TorchEngine("cpu"),
         profile,
         progress=lambda done, total: seen.append((done, total)),
@@ -294,7 +292,7 @@ def test_progress_counts_every_forward(profile: Profile, expected: int, make_mod
 
 
 def test_permuted_sequences_change_the_answer(make_model: Callable) -> None:
-    bundle = FakeBundle((make_model(make_plans(unet_architecture())),))
+    bundle = [make_model(make_plans(unet_architecture()))]
     data = make_scan(SMALL)
     engine = TorchEngine("cpu")
     found = predict(data, MILLIMETRE, bundle, engine, Profile.FAST).array
@@ -310,9 +308,9 @@ def test_a_bundle_trained_on_lps_arrays_sees_them(make_model: Callable) -> None:
     engine = TorchEngine("cpu")
     turned = np.ascontiguousarray(data[:, ::-1, ::-1])
     at = (0.5, 0.5, 0.5)
-    inside = predict(turned, MILLIMETRE, FakeBundle((model,)), engine, Profile.FAST, compare_at=at)
-    found = predict(data, MILLIMETRE, FakeBundle((model,), "LPS"), engine, Profile.FAST, compare_at=at)
+    inside = predict(turned, MILLIMETRE, [model], engine, Profile.FAST, compare_at=at)
+    found = predict(data, MILLIMETRE, [model], engine, Profile.FAST, orientation="LPS", compare_at=at)
     np.testing.assert_array_equal(found.array, inside.array[:, ::-1, ::-1])
     np.testing.assert_array_equal(found.agreement.spread, inside.agreement.spread[:, ::-1, ::-1])
-    other = predict(data, MILLIMETRE, FakeBundle((model,)), engine, Profile.FAST)
+    other = predict(data, MILLIMETRE, [model], engine, Profile.FAST)
     assert np.abs(found.array - other.array).max() > 0.01

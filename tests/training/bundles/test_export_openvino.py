@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from inference.bundle.manifest import MANIFEST, ModelEntry, read_manifest, render_manifest
-from inference.bundle.store import NewModel, _describe, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Model, _describe, contents_of, load_bundle, write_bundle
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.cli import main as inference
 from inference.errors import BundleError
@@ -203,7 +203,7 @@ def test_what_cannot_be_exported_is_said_in_one_line(
     assert "no bundle here" in export(tmp_path, tmp_path / "nothing")
     network = build_network(RESIDUAL, 4, 3)
     entry = ModelEntry("nnunet", "ResidualEncoderUNet", "regions", "safetensors", (0,), 1.0)
-    model = NewModel(entry, plans(RESIDUAL), {0: deployed_weights(network, network.state_dict())})
+    model = Model(entry, plans(RESIDUAL), {0: deployed_weights(network, network.state_dict())})
     write_bundle(tmp_path / "residual", describe((model,)))
     assert "runs on torch alone" in export(tmp_path / "residual", tmp_path / "never")
     assert not (tmp_path / "never").exists()

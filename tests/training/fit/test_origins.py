@@ -130,6 +130,7 @@ def predicted(run, monkeypatch):
         return RegionProbabilities(np.zeros((3, *data.shape[1:]), np.float32))
 
     monkeypatch.setattr(predicting, "predict", stand_in)
+    monkeypatch.setattr(predicting, "stored_weights", lambda *_, **__: {})
     monkeypatch.setattr(predicting, "open_engine", lambda *_: None)
 
     def again() -> int:

@@ -6,12 +6,12 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from inference.bundle.store import Model
 from inference.errors import BundleError
 from inference.predict.engines import openvino_engine
 from inference.predict.engines.base import heads_of, region_probabilities
@@ -19,7 +19,7 @@ from inference.predict.engines.openvino_engine import OpenVinoEngine, export_net
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
 from inference.settings import Profile
-from tests.inference.predict.conftest import FakeModel, make_plans, make_scan, mednext_architecture, unet_architecture
+from tests.inference.predict.conftest import changed, make_plans, make_scan, mednext_architecture, unet_architecture
 from tests.inference.predict.networks.test_networks import RESIDUAL
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -36,7 +36,7 @@ def nothing() -> None:
     """Progress that nobody looks at."""
 
 
-def prepared_for(model: FakeModel) -> Preprocessed:
+def prepared_for(model: Model) -> Preprocessed:
     return preprocess(make_scan((44, 52, 36)), MILLIMETRE, read_plan(model.plans))
 
 
@@ -97,7 +97,7 @@ def test_exported_networks_give_the_same(
     model = make_model(make_plans(architecture | {"shuffle": shuffle}))
     for fold in model.folds:
         export_network(model.architecture, heads_of(model), model.tensors(fold), tmp_path / f"fold_{fold}.xml")
-    stored = replace(model, format="openvino", folder=tmp_path, arrays={})
+    stored = changed(model, {fold: tmp_path / f"fold_{fold}.xml" for fold in model.folds}, format="openvino")
     prepared = prepared_for(model)
     engine = OpenVinoEngine(precision="f32")
     engine.load(stored)
@@ -110,11 +110,13 @@ def test_a_stored_network_of_another_shape_is_refused(make_model: Callable, tmp_
     model = make_model(make_plans(unet_architecture()), heads="labels", folds=1)
     export_network(model.architecture, 4, model.tensors(0), tmp_path / "fold_0.xml")
     with pytest.raises(BundleError, match=r"fold_0\.xml: found"):
-        OpenVinoEngine().load(replace(model, heads="regions", format="openvino", folder=tmp_path))
+        OpenVinoEngine().load(changed(model, {0: tmp_path / "fold_0.xml"}, heads="regions", format="openvino"))
 
 
 def test_a_stored_network_that_is_damaged_is_refused(make_model: Callable, tmp_path: Path) -> None:
-    model = replace(make_model(make_plans(unet_architecture()), folds=1), format="openvino", folder=tmp_path)
+    model = changed(
+        make_model(make_plans(unet_architecture()), folds=1), {0: tmp_path / "fold_0.xml"}, format="openvino"
+    )
     (tmp_path / "fold_0.xml").write_text("<net", encoding="utf-8")
     with pytest.raises(BundleError, match="cannot be read"):
         OpenVinoEngine().load(model)
@@ -122,7 +124,7 @@ def test_a_stored_network_that_is_damaged_is_refused(make_model: Callable, tmp_p
 
 def test_wrong_weights_are_refused_at_load(make_model: Callable) -> None:
     model = make_model(make_plans(mednext_architecture()))
-    del model.arrays[1]["stem.bias"]
+    del model.networks[1]["stem.bias"]
     with pytest.raises(BundleError, match=r"nnunet, fold 1.*stem\.bias"):
         OpenVinoEngine().load(model)
 
@@ -239,18 +241,18 @@ def test_region_probabilities_of_large_logits() -> None:
 def test_neither_torch_nor_nnunet_is_loaded(make_model: Callable, tmp_path: Path) -> None:
     """A CPU without torch predicts from plain tensors; shown in a process where importing torch fails."""
     model = make_model(make_plans(mednext_architecture()), folds=1)
-    np.savez(tmp_path / "tensors.npz", **model.arrays[0])
+    np.savez(tmp_path / "tensors.npz", **model.networks[0])
     script = f"""
 import sys
 sys.modules["torch"] = sys.modules["monai"] = sys.modules["nnunetv2"] = None
 import json, numpy as np
-from tests.inference.predict.conftest import FakeBundle, FakeModel, make_plans, make_scan, mednext_architecture
+from tests.inference.predict.conftest import fake_model, make_plans, make_scan, mednext_architecture
 from inference.predict.engines import choose_profile, open_engine
 from inference.predict.ensemble import predict
 arrays = dict(np.load({str(tmp_path / "tensors.npz")!r}))
-model = FakeModel("mednext", make_plans(mednext_architecture()), "regions", (0,), 1.0, {{0: arrays}})
+model = fake_model("mednext", make_plans(mednext_architecture()), {{0: arrays}})
 engine = open_engine()
-found = predict(make_scan((44, 52, 36)), (1, 1, 1), FakeBundle((model,)), engine, choose_profile("auto", engine))
+found = predict(make_scan((44, 52, 36)), (1, 1, 1), [model], engine, choose_profile("auto", engine))
 assert found.array.shape == (3, 44, 52, 36)
 sys.exit(0 if found.array.std() > 0 and engine.name == "openvino" else 9)
 """

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from inference.bundle.store import Model
 from inference.errors import BundleError, DeviceError, UsageError
 from inference.labels import regions_from_label_probabilities
 from inference.predict.engines.torch_engine import TorchEngine, check_device
@@ -16,7 +17,6 @@ from inference.settings import Profile
 from tests.inference.predict.conftest import (
     LINEAR,
     SPLINES,
-    FakeModel,
     make_plans,
     make_scan,
     mednext_architecture,
@@ -30,7 +30,7 @@ def nothing() -> None:
     """Progress that nobody looks at."""
 
 
-def forward(model: FakeModel, fold: int, array: np.ndarray) -> torch.Tensor:
+def forward(model: Model, fold: int, array: np.ndarray) -> torch.Tensor:
     from inference.predict.networks import build_network, load_weights
 
     network = build_network(model.architecture, 4, 3 if model.heads == "regions" else 4).eval()
@@ -235,7 +235,7 @@ def test_networks_are_loaded_once_and_never_confused(make_model: Callable) -> No
 def test_wrong_weights_are_refused(make_model: Callable) -> None:
     model = make_model(make_plans(unet_architecture()), folds=1)
     prepared = preprocess(make_scan((20, 20, 20)), MILLIMETRE, read_plan(model.plans))
-    del model.arrays[0]["encoder.stages.0.0.convs.0.conv.weight"]
+    del model.networks[0]["encoder.stages.0.0.convs.0.conv.weight"]
     with pytest.raises(BundleError, match="missing"):
         TorchEngine("cpu").mean_over_folds(model, prepared, Profile.FAST, nothing)
 
