@@ -122,8 +122,8 @@ def test_half_precision_weights_take_half_the_space_and_stay_what_they_are(tiny_
     contents = contents_of(load_bundle(tiny_bundle))
     rounded = tuple(
         replace(model, networks={
-            fold: {name: array.astype(np.float16) for name, array in network.items()}
-            for fold, network in model.networks.items()
+            fold: {name: array.astype(np.float16) for name, array in model.tensors(fold).items()}
+            for fold in model.folds
         })
         for model in contents.models
     )  # fmt: skip
