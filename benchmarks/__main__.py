@@ -20,7 +20,7 @@ COMMANDS: Final[Mapping[str, str]] = {
     "agreement": "whether agreement of the networks tells how good a segmentation is",
     "ranked": "the ranked system's own container and the bundle imported from it, on the same cases",
     "grid": "what a grid alone costs: references resampled to it and back",
-    "scoring": "seconds of the lesion-wise scores on full-size cases",
+    "scoring": "seconds of the official scores on a full-size case, by edition",
 }
 """Each command is the module of its name: its docstring, `add_arguments` and `run`."""
 

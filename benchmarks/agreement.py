@@ -24,16 +24,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measuring import labelled_cases
 from inference.bundle.store import Bundle, load_bundle
-from inference.errors import ExitStatus, UsageError
-from inference.intake.cases import Case, find_cases
+from inference.errors import ExitStatus
+from inference.intake.cases import Case
 from inference.intake.label_map import read_labels
 from inference.intake.scan import read_scan
 from inference.labels import REGIONS, region_mask
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import predict
 from inference.settings import EMBEDDED, PROFILES
-from training.data.datasets import labels_of, read_folds
+from training.data.datasets import read_folds
 from training.evaluation import overlap
 from training.evaluation.tables import Row, markdown
 
@@ -93,16 +94,6 @@ def rows_of(judged: Mapping[str, Judged]) -> Iterator[Row]:
     results = [(*spearman(pairs), len(pairs)) for pairs in known]
     for place, name in enumerate(("Spearman", "p", "cases with the region")):
         yield name, *(cell for result in results for cell in (result[place], ""))
-
-
-def labelled_cases(folders: Sequence[Path]) -> Iterator[tuple[Case, Path]]:
-    """The cases below the folders that have a reference, each with its file."""
-    for folder in folders:
-        for case in find_cases(folder).cases:
-            try:
-                yield case, labels_of(case.id, case.paths["t1n"].parent)
-            except UsageError as error:
-                _LOG.warning("left out: %s", error)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.measuring import labelled_cases
 from inference.errors import ExitStatus, UsageError
 from inference.intake.label_map import read_label_map
 from inference.labels import REGIONS, region_mask
@@ -40,12 +41,6 @@ def grid_dice(labels: NDArray[np.uint8], spacing: Sequence[float], grid: Sequenc
     return found
 
 
-def references(folders: Sequence[Path]) -> Iterator[Path]:
-    """The label maps below the folders, `*-seg.nii.gz`, by name."""
-    for folder in folders:
-        yield from sorted(folder.rglob("*-seg.nii.gz"), key=lambda path: path.name)
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of `grid`."""
     parser.add_argument("--cases", type=Path, action="append", required=True, metavar="DIR")
@@ -59,15 +54,15 @@ def run(arguments: argparse.Namespace) -> int:
     found: dict[float, dict[str, list[float]]] = {
         spacing: {region: [] for region in REGIONS} for spacing in arguments.spacing
     }
-    count = 0
-    for count, path in enumerate(references(arguments.cases), start=1):  # noqa: B007 (how many there were)
+    cases = list(labelled_cases(arguments.cases))
+    if not cases:
+        raise UsageError(f"no case with a reference below {', '.join(map(str, arguments.cases))}")
+    for case, path in cases:
         reference = read_label_map(path)
         for spacing, values in found.items():
             for region, value in grid_dice(reference.labels, reference.geometry.spacing, [spacing] * 3).items():
                 values[region].append(value)
-        _LOG.info("%s", path.name)
-    if not count:
-        raise UsageError(f"no *-seg.nii.gz below {', '.join(map(str, arguments.cases))}")
+        _LOG.info("%s", case.id)
     rows = [(f"{mm:g} mm", *(fmean(each) if each else "" for each in by.values())) for mm, by in found.items()]
     sys.stdout.write(markdown(("grid", *REGIONS), rows, digits=3))
     return ExitStatus.OK

@@ -1,23 +1,27 @@
-"""What the commands share: their arguments, the networks made ready, a meter, and how results are told."""
+"""What the commands share: their arguments, cases and networks made ready, a meter, and how results are told."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from inference.bundle.store import load_bundle
 from inference.case import System, open_system
-from inference.errors import FolderError
-from inference.intake.cases import CaseListing, find_cases
+from inference.errors import FolderError, UsageError
+from inference.intake.cases import Case, CaseListing, find_cases
 from inference.machine import available_threads, give_memory_back
 from inference.settings import EMBEDDED, ENGINES, PROFILES
+from training.data.datasets import labels_of
+
+_LOG = logging.getLogger(__name__)
 
 GB: Final = 1e9
 """Memory is told in 10⁹ bytes."""
@@ -65,6 +69,16 @@ def cases_in(folder: Path) -> CaseListing:
     if not listing.cases:
         raise FolderError(f"{folder}: no complete case to measure with")
     return replace(listing, problems=())
+
+
+def labelled_cases(folders: Sequence[Path]) -> Iterator[tuple[Case, Path]]:
+    """The complete cases below the folders that have a reference, each with its label map; others are told."""
+    for folder in folders:
+        for case in find_cases(folder).cases:
+            try:
+                yield case, labels_of(case.id, case.paths["t1n"].parent)
+            except UsageError as error:
+                _LOG.warning("left out: %s", error)
 
 
 def tell(result: Mapping[str, object], file: Path | None) -> None:

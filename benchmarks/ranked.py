@@ -13,14 +13,12 @@ import argparse
 import shlex
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
-from benchmarks.measuring import tell
+from benchmarks.measuring import Meter, tell
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.labels import REGIONS, region_mask
 from training.evaluation.files import check_geometry, match, read_one
@@ -50,11 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     seconds: dict[str, float] = {}
     if arguments.original is None:
         theirs.mkdir(parents=True, exist_ok=True)
-        original = _program(arguments.program) if arguments.program else _container(arguments.cuda_devices)
-        seconds["original"] = _timed(original, arguments.input, theirs)
+        with Meter("cpu") as meter:
+            if arguments.program:
+                _execute([*shlex.split(arguments.program), str(arguments.input), str(theirs)])
+            else:
+                _run_container(arguments.cuda_devices, arguments.input, theirs)
+        seconds["original"] = meter.wall
     infer = [sys.executable, "-m", "inference", "infer", "--bundle", str(arguments.bundle)]
-    infer += ["--profile", arguments.profile, "-i", "{}", "-o", "{}"]
-    seconds["imported"] = _timed(_words(infer), arguments.input, ours)
+    infer += ["--profile", arguments.profile, "-i", str(arguments.input), "-o", str(ours)]
+    with Meter("cpu") as meter:
+        _execute(infer)
+    seconds["imported"] = meter.wall
     cases = compare(theirs, ours)
     per_case = {system: round(spent / len(cases), 2) for system, spent in seconds.items()}
     tell({"seconds_per_case": per_case, "cases": cases}, arguments.json)
@@ -81,37 +85,17 @@ def compare(theirs: Path, ours: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-_System = Callable[[Path, Path], None]
+def _execute(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, check=False)  # noqa: S603 (what the user asked for)
+    except OSError as error:
+        raise UsageError(f"{command[0]}: cannot be run ({error.strerror})") from error
+    if done.returncode:
+        raise UsageError(f"{shlex.join(command)}: exit status {done.returncode}, expected 0")
 
 
-def _timed(system: _System, cases: Path, labels: Path) -> float:
-    begin = time.perf_counter()
-    system(cases, labels)
-    return time.perf_counter() - begin
-
-
-def _program(words: str) -> _System:
-    return _words([*shlex.split(words), "{}", "{}"])
-
-
-def _words(words: list[str]) -> _System:
-    """A system that is a command, with the folders of cases and labels in the place of `{}`."""
-
-    def system(cases: Path, labels: Path) -> None:
-        folders = iter((str(cases), str(labels)))
-        command = [next(folders) if word == "{}" else word for word in words]
-        try:
-            done = subprocess.run(command, check=False)  # noqa: S603 (what the user asked for)
-        except OSError as error:
-            raise UsageError(f"{command[0]}: cannot be run ({error.strerror})") from error
-        if done.returncode:
-            raise UsageError(f"{shlex.join(command)}: exit status {done.returncode}, expected 0")
-
-    return system
-
-
-def _container(devices: str) -> _System:
-    """The original through the `brats` package."""
+def _run_container(devices: str, cases: Path, labels: Path) -> None:
+    """Run the original through the `brats` package."""
     try:
         from brats import AfricaSegmenter
         from brats.constants import AfricaAlgorithms
@@ -119,9 +103,5 @@ def _container(devices: str) -> _System:
         raise UsageError(
             "no package brats: `pip install brats` (and Docker), or give --program or --original"
         ) from error
-
-    def system(cases: Path, labels: Path) -> None:
-        segmenter = AfricaSegmenter(algorithm=AfricaAlgorithms[_ALGORITHM], cuda_devices=devices)
-        segmenter.infer_batch(data_folder=cases, output_folder=labels)
-
-    return system
+    segmenter = AfricaSegmenter(algorithm=AfricaAlgorithms[_ALGORITHM], cuda_devices=devices)
+    segmenter.infer_batch(data_folder=cases, output_folder=labels)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.__main__ import main
 from benchmarks.grid import grid_dice
+from inference.labels import SEQUENCES
 
 
 @pytest.fixture
@@ -37,7 +38,8 @@ def test_regions_that_a_case_does_not_have_do_not_count(labels: np.ndarray) -> N
 
 def test_a_folder_becomes_a_table(labels: np.ndarray, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a").mkdir()
-    nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a" / "a-seg.nii.gz")
+    for name in (*SEQUENCES, "seg"):
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a" / f"a-{name}.nii.gz")
     assert main(["grid", "--cases", str(tmp_path), "--spacing", "1", "--spacing", "2"]) == 0
     _, _, own, coarse = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in own.strip("|").split("|")] == ["1 mm", "1.000", "1.000", "1.000"]
@@ -49,6 +51,11 @@ def test_a_spacing_that_is_none_is_refused(tmp_path: Path, spacing: str) -> None
     assert main(["grid", "--cases", str(tmp_path), "--spacing", spacing]) == 2
 
 
-def test_a_folder_without_references_is_refused(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_without_references_is_refused(
+    labels: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a").mkdir()
+    for name in SEQUENCES:
+        nib.save(nib.Nifti1Image(labels, np.eye(4)), tmp_path / "a" / f"a-{name}.nii.gz")
     assert main(["grid", "--cases", str(tmp_path), "--spacing", "2"]) == 2
-    assert "no *-seg.nii.gz" in caplog.text
+    assert "no case with a reference" in caplog.text
