@@ -106,24 +106,15 @@ def model_plans(base: dict[str, object], model: ModelConfig) -> dict[str, object
     if model.spacing is not None:
         chosen["spacing"] = list(model.spacing)
     if model.resampling == "linear":
-        chosen |= _linear_resampling()
-    elif model.resampling != "default":
-        raise UsageError(f"model {model.name}: resampling {model.resampling!r}, expected default or linear")
+        for what, is_seg in (("data", False), ("seg", True), ("probabilities", False)):
+            chosen[f"resampling_fn_{what}"] = "resample_torch_fornnunet"
+            chosen[f"resampling_fn_{what}_kwargs"] = {
+                "is_seg": is_seg,
+                "force_separate_z": False,
+                "memefficient_seg_resampling": False,
+            }
     chosen["architecture"] = _architecture(chosen["architecture"], model) | {"shuffle": model.shuffle}
     return plans
-
-
-def _linear_resampling() -> dict[str, object]:
-    name = "resample_torch_fornnunet"
-    common = {"force_separate_z": False, "memefficient_seg_resampling": False}
-    return {
-        "resampling_fn_data": name,
-        "resampling_fn_data_kwargs": {"is_seg": False, **common},
-        "resampling_fn_seg": name,
-        "resampling_fn_seg_kwargs": {"is_seg": True, **common},
-        "resampling_fn_probabilities": name,
-        "resampling_fn_probabilities_kwargs": {"is_seg": False, **common},
-    }
 
 
 def _architecture(planned: dict[str, object], model: ModelConfig) -> dict[str, object]:

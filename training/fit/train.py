@@ -85,11 +85,9 @@ def loss_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[
     """Loss weights of WT, TC, ET, or of NCR, ED, ET for label heads, from the fold's training cases alone."""
     if model.loss_weights == "uniform":
         return [1.0] * len(REGIONS)
-    if model.loss_weights != "inverse_frequency":
-        raise UsageError(f"loss weights {model.loss_weights!r}: expected uniform or inverse_frequency")
     import nibabel
 
-    from training.fit.trainers import inverse_frequency
+    from training.fit.losses import inverse_frequency
 
     splits = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
     training = json.loads(splits.read_text(encoding="utf-8"))[fold]["train"]

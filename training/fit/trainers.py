@@ -24,13 +24,13 @@ from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager
 from torch import Tensor, nn
-from torch.nn import functional
 
 from inference.errors import UsageError
-from inference.labels import REGIONS, Label
+from inference.labels import REGIONS
 from inference.predict.networks import build_network
 from inference.predict.networks.sizes import LEVELS
 from training.config import ModelConfig, StageConfig
+from training.fit.losses import LabelLoss, RegionLoss
 from training.fit.resident import Chances, ResidentLoader
 
 DECODER = ("decoder.", "up_", "dec_block_", "out_")
@@ -60,65 +60,6 @@ _NAME_OF_CHANCE = {
     SimulateLowResolutionTransform: "low_resolution",
 }
 """Fields of :class:`training.fit.resident.Chances` by nnU-Net's transform, for those that happen or not as a whole."""
-
-
-class RegionLoss(nn.Module):
-    """Soft Dice plus binary cross-entropy of region heads, each region with its weight.
-
-    With equal weights this is nnU-Net's `DC_and_BCE_loss` for regions (smooth 1e-5, per sample). Both terms are means
-    over regions with the given weights.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        super().__init__()
-        self.weights: Tensor
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, 3, Z, Y, X) for target regions of the same shape."""
-        logits, target = logits.float(), target.float()
-        axes = tuple(range(2, logits.ndim))
-        weights = self.weights.to(logits.device)
-        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, *axes))
-        probability = torch.sigmoid(logits)
-        overlap = (probability * target).sum(axes)
-        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + target.sum(axes) + 1e-5, 1e-8)
-        return (weights * entropy).sum() - (weights * dice.mean(0)).sum()
-
-
-class LabelLoss(nn.Module):
-    """Soft Dice plus cross-entropy of label heads, each label with its weight; the target are regions all the same.
-
-    With equal weights this is nnU-Net's `DC_and_CE_loss` (smooth 1e-5, per sample, background without Dice). The
-    weights are those of NCR, ED and ET, with a mean of 1, and the background's is 1.
-    """
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        super().__init__()
-        self.weights: Tensor
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) * len(weights) / sum(weights))
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits (B, 4, Z, Y, X) for target regions (B, 3, Z, Y, X)."""
-        logits, labels = logits.float(), labels_of_regions(target)
-        weights = self.weights.to(logits.device)
-        entropy = functional.cross_entropy(logits, labels, torch.cat([weights.new_ones(1), weights]))
-        axes = tuple(range(2, logits.ndim))
-        probability = logits.softmax(1)[:, 1:]
-        truth = torch.stack([labels == label for label in (Label.NCR, Label.ED, Label.ET)], 1).float()
-        overlap = (probability * truth).sum(axes)
-        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + truth.sum(axes) + 1e-5, 1e-8)
-        loss: Tensor = entropy - (weights * dice.mean(0)).mean()
-        return loss
-
-
-def labels_of_regions(target: Tensor) -> Tensor:
-    """Labels (B, Z, Y, X) of regions WT, TC, ET (B, 3, Z, Y, X), which contain each other."""
-    whole, core, enhancing = (target[:, region] > 0 for region in range(3))
-    labels = whole * int(Label.ED)
-    labels[core] = int(Label.NCR)
-    labels[enhancing] = int(Label.ET)
-    return labels
 
 
 class WarmupPolynomial:
@@ -336,12 +277,7 @@ def trainer_class(architecture: str) -> type[RegionTrainer]:
 
 
 def trainable_parameters(network: nn.Module, which: str) -> list[nn.Parameter]:
-    """Freeze all of a network but what trains (`all` or the `decoder`), and return that.
-
-    Raises ValueError for another word.
-    """
-    if which not in ("all", "decoder"):
-        raise ValueError(f"trainable {which!r}: expected all or decoder")
+    """Freeze all of a network but what trains (`all` or the `decoder`), and return that."""
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(which == "all" or name.startswith(DECODER))
     return [parameter for parameter in network.parameters() if parameter.requires_grad]
@@ -357,9 +293,3 @@ def set_chances(transforms: ComposeTransforms, chances: Chances) -> None:
             item.apply_probability = chances.inverted_gamma if inner.p_invert_image else chances.gamma
         elif name := _NAME_OF_CHANCE.get(type(inner)):
             item.apply_probability = getattr(chances, name)
-
-
-def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:
-    """Weights of regions or labels: inverse of their voxels in the training set, scaled to a mean of 1."""
-    inverse = [1 / max(count, 1) for count in voxels.values()]
-    return [weight * len(inverse) / sum(inverse) for weight in inverse]

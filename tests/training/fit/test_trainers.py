@@ -13,15 +13,12 @@ from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from inference.errors import UsageError
 from training.config import ModelConfig
 from training.fit import trainers
+from training.fit.losses import LabelLoss, RegionLoss, inverse_frequency, labels_of_regions
 from training.fit.resident import targets
 from training.fit.trainers import (
     CHANCES,
-    LabelLoss,
-    RegionLoss,
     RegionTrainer,
     WarmupPolynomial,
-    inverse_frequency,
-    labels_of_regions,
     set_chances,
 )
 
