@@ -20,11 +20,12 @@ from statistics import mean
 
 from benchmarks.measuring import GB, add_system_arguments, cases_in, open_limited, positive, tell
 from inference.case import System
-from inference.cohort import CohortSettings, segment_folder
+from inference.cohort import segment_folder
 from inference.errors import ExitStatus, UsageError
 from inference.intake.cases import Case, CaseListing
 from inference.machine import library_versions
 from inference.report.record import CaseRecord
+from inference.results import CohortSettings
 
 _LOG = logging.getLogger(__name__)
 

@@ -101,8 +101,9 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     os.environ["OMP_NUM_THREADS"] = str(threads)
     listing = _prepare_folders(arguments)
     from inference.case import open_system
-    from inference.cohort import CohortSettings, segment_folder, shard_of
+    from inference.cohort import segment_folder, shard_of
     from inference.report.recorder import RecordFile
+    from inference.results import CohortSettings
 
     recorder = RecordFile(arguments.record)
     system = open_system(

@@ -3,68 +3,32 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from pathlib import Path
 from typing import Final, TypeVar, TypeVarTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from inference.case import EMPTY_TUMOUR, System, describe, digest_scans, label_regions, predict_regions
 from inference.errors import CaseError, GliomaError, reason
-from inference.files import write_whole
 from inference.intake.cases import Case, CaseListing
-from inference.intake.geometry import Geometry
-from inference.intake.label_map import holds_fractions, read_labels, read_stamp, write_fractions, write_labels
+from inference.intake.label_map import holds_fractions, write_labels
 from inference.intake.scan import Scan, any_geometry, read_scan
 from inference.labels import REGIONS
 from inference.memory import FINISHING, PLENTY, check_fits, fits, need_to_predict, need_to_read
 from inference.predict.ensemble import Progress, RegionProbabilities
 from inference.report.record import CaseRecord, volumes_ml
-from inference.settings import OnError
+from inference.results import CohortSettings, draw, is_drawn, read_result, stamp_of, write_maps
 
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Given = TypeVarTuple("_Given")
 
 _EMPTY_STAMP: Final = "all background: the case failed"
-_DRAWING: Final = threading.Lock()
-"""matplotlib draws in one thread at a time."""
-
-
-@dataclass(frozen=True)
-class CohortSettings:
-    """Where the results of a cohort go, and how it is worked through."""
-
-    labels: Path
-    """Folder of the label maps, and of nothing else."""
-    report: Path | None = None
-    """Folder of the figures and slices of which the run's page is made."""
-    probabilities: Path | None = None
-    """Folder of the probability maps."""
-    uncertainty: Path | None = None
-    """Folder of the maps of disagreement between the networks."""
-    on_error: OnError = "skip"
-    """What to do about a failed case."""
-    resume: bool = False
-    """Whether to leave out cases whose result is there."""
-    shard: tuple[int, int] = (1, 1)
-    """(I, N): only every N-th case, from the I-th, counted from 1."""
-
-    def label_map(self, case: str) -> Path:
-        """File of the label map of a case."""
-        return self.labels / f"{case}.nii.gz"
-
-    def maps(self, case: str) -> dict[str, Path]:
-        """Files of the maps of a case that were asked for, by what they show: `probabilities`, `uncertainty`."""
-        folders = {"probabilities": self.probabilities, "uncertainty": self.uncertainty}
-        return {kind: folder / f"{case}_{kind}.nii.gz" for kind, folder in folders.items() if folder is not None}
 
 
 @dataclass(frozen=True)
@@ -279,60 +243,11 @@ def _finish(
     with task.timed("write"):
         stamp = system.stamp(task.scans, noted=scan.is_noted)
         write_labels(result.labels, scan.geometry, path, stamp=stamp)
-        maps, unwritten = _write_maps(scan, regions, settings, stamp)
+        maps, unwritten = write_maps(scan, regions, settings, stamp)
         warnings += unwritten
     with task.timed("draw"):
-        warnings += _draw(scan, result.labels, maps, warnings, settings.report)
+        warnings += draw(scan, result.labels, maps, warnings, settings.report)
     return replace(record, output=str(path), seconds=task.seconds, warnings=tuple(warnings))
-
-
-def _write_maps(
-    scan: Scan, regions: RegionProbabilities, settings: CohortSettings, stamp: str
-) -> tuple[dict[str, NDArray[np.float32]], list[str]]:
-    """Write the maps that were asked for as files of (X, Y, Z, 3), in the order WT, TC, ET.
-
-    `probabilities`: the ensemble's, before refinement. `uncertainty`: twice the standard deviation over networks of
-    the probability, weighted by their shares: 0 where all say the same, 1 where half are sure of it and half sure of
-    the opposite. Neither takes part in what the label map becomes. Gives the maps, (3, X, Y, Z), by what they show, and
-    a warning for each that could not be written.
-    """
-    maps = {"probabilities": regions.array} if settings.probabilities else {}
-    if settings.uncertainty:
-        assert regions.agreement is not None, "it is asked for together with the map"
-        maps["uncertainty"] = 2 * regions.agreement.spread
-    warnings = []
-    for kind, path in settings.maps(scan.case).items():
-        try:
-            write_fractions(np.moveaxis(maps[kind], 0, -1), scan.geometry, path, stamp=stamp)
-        except (GliomaError, OSError, MemoryError) as error:
-            warnings.append(f"no map of {kind}: {reason(error, scan.case)}")
-    return maps, warnings
-
-
-def _draw(
-    scan: Scan,
-    labels: NDArray[np.uint8],
-    maps: Mapping[str, NDArray[np.float32]],
-    warnings: Sequence[str],
-    report: Path | None,
-) -> list[str]:
-    """Draw a case if that is wanted; a result without its picture is still a result, with a warning."""
-    if report is None:
-        return []
-    try:
-        with _DRAWING:
-            from inference.report.figures import CaseDrawing, draw_case
-            from inference.report.page import PICTURE_SUFFIX, VIEWER_SUFFIX
-            from inference.report.volumes import viewer_script
-
-            drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, tuple(warnings))
-            draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
-            script = viewer_script(scan.case, scan.data, labels, scan.spacing, maps)
-            write_whole(report / f"{scan.case}{VIEWER_SUFFIX}", script)
-    except Exception as error:
-        log.debug("%s: no picture", scan.case, exc_info=True)
-        return [f"no picture: {reason(error, scan.case)}"]
-    return []
 
 
 def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> CaseRecord | None:
@@ -358,7 +273,7 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
         warnings=() if labels.any() else (EMPTY_TUMOUR,),
         volumes_ml=volumes_ml(labels, geometry.spacing),
     )
-    drawn = settings.report is None or _is_drawn(case.id, path, settings.report)
+    drawn = settings.report is None or is_drawn(case.id, path, settings.report)
     if drawn and not noted:
         return record
     with task.timed("read"):
@@ -366,7 +281,7 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
     warnings = [*scan.warnings, *record.warnings]
     if not drawn:
         with task.timed("draw"):
-            warnings += _draw(scan, labels, {}, warnings, settings.report)
+            warnings += draw(scan, labels, {}, warnings, settings.report)
     return replace(
         record,
         status="repaired" if scan.repairs else "ok",
@@ -374,34 +289,6 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
         repairs=scan.repairs,
         warnings=tuple(warnings),
     )
-
-
-def _is_drawn(case: str, labels: Path, report: Path) -> bool:
-    """Whether a report has the pictures of a case, made no earlier than its label map."""
-    from inference.report.page import PICTURE_SUFFIX, VIEWER_SUFFIX
-
-    try:
-        made = min((report / f"{case}{suffix}").stat().st_mtime for suffix in (PICTURE_SUFFIX, VIEWER_SUFFIX))
-    except OSError:
-        return False
-    return made >= labels.stat().st_mtime
-
-
-def stamp_of(path: Path) -> str | None:
-    """The stamp of a result; None where there is no file, or none that can be read."""
-    try:
-        return read_stamp(path) if path.is_file() else None
-    except CaseError:
-        return None
-
-
-def read_result(path: Path, geometry: Geometry) -> NDArray[np.uint8] | None:
-    """The labels (X, Y, Z; canonical RAS) of a result, if it reads back whole and lies where `geometry` says."""
-    try:
-        labels, found = read_labels(path)
-    except CaseError:
-        return None
-    return labels if found.same_as(geometry) else None
 
 
 def _failed(task: _Task, system: System, settings: CohortSettings, error: str) -> CaseRecord:

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 
 from inference import case as walk
-from inference import cohort
+from inference import cohort, results
 from inference.case import EMPTY_TUMOUR, System, open_system
-from inference.cohort import CohortSettings, Outcome, segment_folder, shard_of
+from inference.cohort import Outcome, segment_folder, shard_of
 from inference.errors import BundleError
 from inference.intake.cases import Case, find_cases
 from inference.intake.label_map import read_stamp
 from inference.report.record import CaseRecord
+from inference.results import CohortSettings
 from training.data.phantoms import make_phantom, write_phantom
 
 IDS = ["P-00001-000", "P-00002-000", "P-00003-000"]
@@ -447,7 +448,7 @@ def test_a_resumed_run_never_puts_an_empty_file_in_the_place_of_a_result(
     def fail(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(cohort, "read_labels", fail)
+    monkeypatch.setattr(results, "read_labels", fail)
     outcome, _ = run(cases, output, system, on_error="empty", resume=True)
     assert [case.status for case in outcome.cases] == ["failed"] * 3
     assert all(str(case.error).endswith("; the label map of an earlier run is kept") for case in outcome.cases)

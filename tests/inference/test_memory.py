@@ -10,10 +10,11 @@ import pytest
 
 from inference import cohort, machine, memory
 from inference.case import System, open_system
-from inference.cohort import CohortSettings, segment_folder
+from inference.cohort import segment_folder
 from inference.intake.cases import Case, find_cases
 from inference.intake.scan import read_scan
 from inference.machine import free_memory
+from inference.results import CohortSettings
 from training.data.phantoms import make_phantom, write_phantom
 
 MEMINFO = "MemTotal: 16000 kB\nMemAvailable: 9000 kB\nSwapFree: 1000 kB\n"
