@@ -146,7 +146,8 @@ def test_a_signal_is_told_in_one_line(monkeypatch, caplog, tmp_path):
 
 
 TOOLS = [
-    ["evaluate", "--reference", "PLACE", "--prediction", "PLACE", "--version", "2024"],
+    ["evaluate", "--reference", "PLACE", "--prediction", ".", "--version", "2024"],
+    ["check-submission", "--prediction", "PLACE"],
     ["compare", "PLACE", "PLACE"],
     ["phantoms", "--output", "PLACE/cases", "--shape", "48", "48", "40"],
     ["import-checkpoints", "--nnunet", "PLACE", "--orientation", "LPS", "--output", "OUT"],
