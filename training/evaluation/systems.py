@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from itertools import combinations, product
 from math import inf, nan
 from pathlib import Path
@@ -47,7 +48,7 @@ _Scores = dict[str, dict[str, float | Literal["inf"] | None]]
 
 @dataclass(frozen=True)
 class ScoresFile:
-    """What `evaluate --output` writes, as far as systems are compared by it."""
+    """The file that `evaluate --output` writes, as far as systems are compared by it."""
 
     version: Edition
     cases: dict[str, _Scores]
@@ -112,7 +113,7 @@ class Systems:
         return np.asarray(self._ranked(np.where(np.isnan(means), inf, means * self._signs())).mean(axis=(1, 2)))
 
     def _signs(self) -> NDArray[np.int64]:
-        """What makes smaller the better."""
+        """Signs that make smaller the better."""
         return np.where([smaller_is_better(metric) for metric in self.metrics], 1, -1)
 
     @staticmethod
@@ -222,12 +223,15 @@ def _worst(others: NDArray[np.float64], metric: str, version: Edition) -> NDArra
 def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> list[Difference]:
     """Every pair of systems, later minus earlier, in each region and metric.
 
-    The bootstrap draws cases with replacement; the same draws serve all pairs, regions and metrics.
+    The bootstrap draws cases with replacement; the same draws serve all pairs, regions and metrics
+    with as many finite differences.
     """
     from scipy import stats
 
-    count = len(systems.cases)
-    draws = np.random.default_rng(seed).integers(count, size=(resamples, count))
+    @lru_cache
+    def draws(count: int) -> NDArray[np.int64]:
+        return np.random.default_rng(seed).integers(count, size=(resamples, count))
+
     found = []
     for (a, against), (b, system) in combinations(enumerate(systems.names), 2):
         for (r, region), (m, metric) in product(enumerate(systems.regions), enumerate(systems.metrics)):
@@ -237,8 +241,7 @@ def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> l
             kept = difference[np.isfinite(difference)]
             low = high = mean = nan
             if kept.size:
-                drawn = draws if kept.size == count else draws[:, : kept.size] % kept.size
-                low, high = np.percentile(kept[drawn].mean(axis=1), (2.5, 97.5))
+                low, high = np.percentile(kept[draws(kept.size)].mean(axis=1), (2.5, 97.5))
                 mean = float(kept.mean())
             p_value = float(stats.wilcoxon(kept).pvalue) if kept.any() else 1.0
             per_case = tuple(difference.tolist())

@@ -159,6 +159,15 @@ def test_what_is_not_defined_is_the_best_and_in_no_mean(tmp_path):
     assert np.isnan([distance.per_case[0], distance.per_case[2]]).all()
 
 
+def test_cases_that_are_not_defined_leave_the_interval_as_it_is_without_them(tmp_path):
+    generator = np.random.default_rng(5)
+    first, second = (list(generator.uniform(0.2, 0.8, 20)) for _ in range(2))
+    defined = load_systems([write(tmp_path, "a", first), write(tmp_path, "b", second)])
+    paths = [write(tmp_path / "more", name, [*dices, *[None] * 13]) for name, dices in (("a", first), ("b", second))]
+    alone, among = (differences(systems)[0] for systems in (defined, load_systems(paths)))
+    assert (among.mean, among.low, among.high) == (alone.mean, alone.low, alone.high)
+
+
 def test_ranking_by_means_is_not_that_by_cases(tmp_path):
     """One case that a system misses by far turns the means, not the cases."""
     paths = [write(tmp_path, "a", [0.9, 0.9, 0.0]), write(tmp_path, "b", [0.8, 0.8, 0.8])]
