@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import msgspec
 import numpy as np
 
-from inference.bundle.manifest import DataSet, ModelEntry, Provenance
+from inference.bundle.manifest import DataSet, Provenance
 from inference.bundle.store import Bundle, Model, NewBundle, load_bundle, write_bundle
-from inference.bundle.tables import FloatArray
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import open_engine
@@ -24,8 +22,8 @@ from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
 from training.data.folds import FoldMap
 from training.data.stratify import SPACING, known_folds, load_subtypes
-from training.fit.planning import CONFIGURATION
-from training.fit.predict import finished_checkpoint, stored_weights, trained_network
+from training.evaluation import overlap
+from training.fit.predict import trained_network
 from training.tune.tuning import Scores, read_tuning
 
 LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
@@ -87,19 +85,16 @@ def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
 
 
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> Model:
-    plans = json.loads((work / "plans" / f"{name}.json").read_text(encoding="utf-8"))
-    heads = config.model(name).heads
-    networks: dict[int, Mapping[str, FloatArray]] = {}
-    for fold in range(config.folds):
-        checkpoint = finished_checkpoint(config, work, name, fold)
-        networks[fold] = stored_weights(checkpoint, plans, heads, half_precision=config.bundle.half_precision)
-    architecture = plans["configurations"][CONFIGURATION]["architecture"]["network_class_name"].rpartition(".")[2]
-    entry = ModelEntry(name, architecture, heads, "safetensors", tuple(range(config.folds)), weight)
-    return Model(entry, plans, networks)
+    folds = tuple(range(config.folds))
+    half = config.bundle.half_precision
+    trained = [trained_network(config, work, name, fold, half_precision=half) for fold in folds]
+    entry = dataclasses.replace(trained[0].entry, folds=folds, weight=weight)
+    networks = {fold: network for model in trained for fold, network in model.networks.items()}
+    return Model(entry, trained[0].plans, networks)
 
 
 def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
-    """What a run was made from: data sets, configuration, revision of the code, versions of libraries."""
+    """Provenance of a run: data sets, configuration, revision of the code, versions of libraries."""
     data_sets = list(_ancestor(config).manifest.provenance.data_sets) if config.ancestor else []
     for source in config.sources:
         stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
@@ -120,7 +115,7 @@ def _ancestor(config: RunConfig) -> Bundle:
 
 
 def _ancestry(config: RunConfig) -> tuple[str, ...]:
-    """What the weights started from, oldest first."""
+    """Bundles that the weights started from, oldest first."""
     if not config.ancestor:
         return ()
     ancestor = _ancestor(config)
@@ -145,8 +140,6 @@ def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEn
         agreement["largest_difference"] = max(agreement["largest_difference"], difference)
         labels = [labels_from_regions(array) for array in both]
         for region in REGIONS:
-            masks = [region_mask(side, region) for side in labels]
-            total = int(masks[0].sum() + masks[1].sum())
-            dice = 2 * int((masks[0] & masks[1]).sum()) / total if total else 1.0
+            dice = overlap.dice(*(region_mask(side, region) for side in labels))
             agreement[f"dice_{region}"] = min(agreement[f"dice_{region}"], dice)
     return agreement
