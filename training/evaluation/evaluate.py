@@ -20,6 +20,7 @@ from inference.console import say
 from inference.errors import CaseError, ExitStatus, UsageError
 from inference.files import check_replaceable, prepare_folder
 from inference.intake.label_map import LabelMap
+from inference.labels import Label
 from training.evaluation.editions import CaseScores, Edition, score, shown, worst
 from training.evaluation.files import Pair, check_geometry, match, read_one
 from training.evaluation.surfaces import Spacing
@@ -146,7 +147,7 @@ def _storable(scores: Scores) -> dict[str, dict[str, float | str | None]]:
 
 @dataclass(frozen=True)
 class _Outcome:
-    """What came of one case."""
+    """Outcome of one case."""
 
     case: str
     scores: CaseScores | None = None
@@ -220,22 +221,23 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
         reference = read_one(pair.reference, pair.case)
     except CaseError as error:
         return _Outcome(pair.case, error=str(error))
-    if not pair.prediction:
-        lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
-        return _Outcome(pair.case, lowest, relabelled=reference.relabelled)
+    prediction, problem = None, ""
     try:
-        prediction = read_one(pair.prediction, pair.case)
-        check_geometry(prediction, reference)
+        if pair.prediction:
+            prediction = read_one(pair.prediction, pair.case)
+            check_geometry(prediction, reference)
     except CaseError as error:
+        prediction, problem = None, str(error)
+    if prediction is None:  # missing or damaged, which is the same
         lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
-        return _Outcome(pair.case, lowest, str(error), relabelled=reference.relabelled)
+        return _Outcome(pair.case, lowest, problem, relabelled=reference.relabelled)
     labels, warnings = prediction.labels, []
     relabelled = reference.relabelled or (prediction.relabelled and rules.label_4_is_et)
     if relabelled:
         warnings.append("label 4 was read as 3")
     if prediction.relabelled and not rules.label_4_is_et:
         # The reader has called it 3, since no voxel was.
-        labels = np.where(labels == 3, np.uint8(0), labels)
+        labels = np.where(labels == Label.ET, np.uint8(0), labels)
         warnings.append("label 4 of the prediction is in no region, as for the official programs: see --label-4-is-et")
     spacing, other = _voxel_size(prediction, rules), _voxel_size(prediction, rules, by_header=rules.version != 2023)
     if not np.allclose(spacing, other, rtol=_SAME_SIZE):

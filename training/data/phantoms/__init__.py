@@ -6,8 +6,9 @@ cerebellum and brainstem; then a tumour of several lobes with a necrotic core, a
 white matter. Low-frequency fields are made on a lattice of a few millimetres and interpolated, so that a full-size case
 takes seconds. Positions are in mm of that frame, in canonical RAS.
 
-Tissue intensities are such that tumours and healthy brain come out near the means over 44 real cases (20 adult gliomas
-and 24 of BraTS-Africa), each sequence z-scored over its brain.
+Tissue intensities are such that the parts of tumours come out near their means over 44 real cases (20 adult gliomas and
+24 of BraTS-Africa), each sequence z-scored over its brain. One does not: enhancing tumour is brighter in t1c, so that a
+thin rim in thick slices still stands out. Healthy tissue has somewhat more contrast than real brains.
 """
 
 from __future__ import annotations

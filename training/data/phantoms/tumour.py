@@ -9,7 +9,6 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
-from skimage.graph import MCP_Geometric
 
 from inference.labels import Label
 from inference.refine.components import connected_components
@@ -24,7 +23,7 @@ _SPECK_MM3: Final = 300.0
 
 @dataclass(frozen=True)
 class Tumour:
-    """What a tumour is like, in anatomical mm."""
+    """Shape and kind of a tumour, in anatomical mm."""
 
     kind: str
     """ring, solid, patchy, or low_grade (nothing enhances)."""
@@ -113,6 +112,8 @@ def tumour_fields(
 
 def _travel(core: Volume, head: Head) -> Volume:
     """Least cost from the core to each lattice point: 1 per mm in white matter, more elsewhere."""
+    from skimage.graph import MCP_Geometric
+
     tissues = tissues_of(head.fields, head)
     cost = tissues["white"] + 1.8 * tissues["deep"] + 3.5 * tissues["grey"] + 12 * (tissues["csf"] + tissues["rim"])
     cost += 1.5 * above(-head.fields["cerebellum"], 0, 4) + 1.5 * above(-head.fields["stem"], 0, 4)
