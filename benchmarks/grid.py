@@ -1,4 +1,4 @@
-"""What a network's grid alone costs: reference label maps resampled to it and back, as predictions are.
+"""The cost of a network's grid alone: reference label maps resampled to it and back, as predictions are.
 
 Each region of a reference goes to a grid of the given spacing and back by linear interpolation, and is cut off at 0.5,
 as a perfect network's probabilities would be. What Dice is lost, no network on that grid can win.

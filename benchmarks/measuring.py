@@ -1,4 +1,4 @@
-"""What the commands share: their arguments, cases and networks made ready, a meter, and how results are told."""
+"""Shared by the commands: their arguments, cases and networks made ready, a meter, and how results are told."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ _DATASET: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "labels": {"labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}},
 }
-"""What nnU-Net's `dataset.json` says of the outputs of each kind of head."""
+"""nnU-Net's `dataset.json` on the outputs of each kind of head."""
 
 
 def compare(

@@ -150,7 +150,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None = None) -> Arguments:
-    """What the words of a command line ask for; UsageError where they cannot be carried out.
+    """Parse the words of a command line; UsageError where they cannot be carried out.
 
     Asked for help, it is written to standard output and SystemExit(0) raised.
     """

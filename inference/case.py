@@ -98,7 +98,7 @@ def open_system(
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What is known of a case at the end of its walk."""
+    """Labels and findings of a case at the end of its walk."""
 
     labels: NDArray[np.uint8]
     """(X, Y, Z), canonical RAS: 0 background, 1 necrotic core, 2 oedema, 3 enhancing tumour."""

@@ -33,7 +33,7 @@ _EMPTY_STAMP: Final = "all background: the case failed"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cohort."""
+    """The end of a cohort: its records and its exit status."""
 
     cases: tuple[CaseRecord, ...]
     """Every case of the shard once, by ID, those that were not attempted included."""
@@ -197,7 +197,7 @@ def _attempt(
     settings: CohortSettings,
     *given: *_Given,
 ) -> _Item | CaseRecord:
-    """What a step of a case gives, or the record of a failed case where anything goes wrong in it."""
+    """Result of a step of a case, or the record of a failed case where anything goes wrong in it."""
     try:
         return step(task, system, settings, *given)
     except Exception as error:

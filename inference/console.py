@@ -1,4 +1,4 @@
-"""What the person or program that runs us sees: the log on standard error, answers on standard output."""
+"""Output for the person or program that runs us: the log on standard error, answers on standard output."""
 
 from __future__ import annotations
 

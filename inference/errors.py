@@ -17,7 +17,7 @@ _NO_ROOM: Final = (
 
 
 class ExitStatus(IntEnum):
-    """What `python -m inference` tells its caller."""
+    """Exit status of `python -m inference`."""
 
     OK = 0
     """Every case was written."""
@@ -49,7 +49,7 @@ class UsageError(GliomaError):
 
 
 def no_module(error: ModuleNotFoundError) -> str:
-    """What to do where a library is missing: as a rule the system's Python was called."""
+    """Advice where a library is missing: as a rule the system's Python was called."""
     return f"no module {error.name} in {sys.executable}: run it with .venv/bin/python, which ./build.sh setup makes"
 
 
@@ -66,7 +66,7 @@ class DeviceError(GliomaError):
 
 
 class CaseError(GliomaError):
-    """What is wrong with one case; the other cases go on."""
+    """A problem with one case; the other cases go on."""
 
     def __init__(self, case: str, problem: str, *, found: str = "", expected: str = "") -> None:
         self.case = case

@@ -1,4 +1,4 @@
-"""What this machine offers, found out without importing anything that computes."""
+"""Cores, limits and libraries of this machine, found out without importing anything that computes."""
 
 from __future__ import annotations
 
@@ -274,7 +274,7 @@ def _quota(folder: Path) -> float | None:
 
 
 def _read(path: Path, parse: Callable[[str], _Parsed]) -> _Parsed | None:
-    """What a small system file says, None where it is not there or says something else (such as `max`)."""
+    """Contents of a small system file, None where it is not there or says something else (such as `max`)."""
     try:
         return parse(path.read_text())
     except (OSError, ValueError, IndexError, StopIteration):

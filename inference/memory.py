@@ -1,4 +1,4 @@
-"""What a case needs of memory, foreseen from headers and networks, so that no case is begun that cannot end."""
+"""Memory that a case needs, foreseen from headers and networks, so that no case is begun that cannot end."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def one_of(choices: Sequence[str]) -> Meta:
 
 
 class Mismatch(ValueError):  # noqa: N818 (becomes a named error, is none itself)
-    """What is wrong with a value that fits its type; `key` is the path of keys inside it, empty for itself."""
+    """A value that fits its type and is wrong all the same; `key` is the path of keys inside it, empty for itself."""
 
     def __init__(self, key: str, found: object, expected: str) -> None:
         super().__init__(f"{key}: found {shown(found)}, expected {expected}")
@@ -303,7 +303,7 @@ def _known(node: object, found: str) -> str:
 
 
 def _wanted(node: object) -> str:
-    """What a type takes, in words."""
+    """Values that a type takes, in words."""
     if isinstance(node, msgspec.inspect.Metadata) and node.extra_json_schema:
         return str(node.extra_json_schema["description"])
     bare = _bare(node)

@@ -65,7 +65,7 @@ class SourceConfig:
 
 @dataclass(frozen=True)
 class DatasetConfig:
-    """What one stage trains on."""
+    """Cases of one stage."""
 
     sources: tuple[str, ...]
     """Names of the sources."""
@@ -174,7 +174,7 @@ class SubtypeConfig:
 
 @dataclass(frozen=True)
 class TuningConfig:
-    """What out-of-fold predictions decide."""
+    """Choices that out-of-fold predictions decide."""
 
     metric: typing.Literal[2023, 2024] = 2024
     """Version of the official lesion-wise score that is maximised."""
@@ -195,7 +195,7 @@ class TuningConfig:
 
 @dataclass(frozen=True)
 class BundleConfig:
-    """What the frozen bundle says of itself."""
+    """Words of the frozen bundle about itself."""
 
     name: Name
     """Its name, and that of its folder."""
@@ -213,7 +213,7 @@ class BundleConfig:
 
 @dataclass(frozen=True)
 class JobConfig:
-    """What one training asks of a machine or a cluster."""
+    """Needs of one training from a machine or a cluster."""
 
     gpus: Annotated[int, Meta(ge=0, le=1)] = 0
     """GPUs of a training or a prediction: 0 or 1."""
@@ -227,7 +227,7 @@ class JobConfig:
 
 @dataclass(frozen=True)
 class ComparisonConfig:
-    """What is trained beside the ensemble, for the tables only."""
+    """Trainings beside the ensemble, for the tables only."""
 
     scratch: tuple[str, ...] = ()
     """Models that are also trained on the second stage's cases from random weights."""
@@ -292,7 +292,7 @@ class RunConfig:
         raise UsageError(f"configuration names the source {name!r}; expected one of {known}")
 
     def dataset(self, stage: str) -> DatasetConfig:
-        """What `stage` trains on; UsageError for a stage that this run does not have."""
+        """Cases that `stage` trains on; UsageError for a stage that this run does not have."""
         if stage != "pretraining":
             return self.finetuning
         if self.pretraining is None:
@@ -396,7 +396,7 @@ def _named(items: object) -> list[Tree]:
 
 
 def _checked(content: Tree, path: Path) -> RunConfig:
-    """What the content of the file at `path` says, with its folders absolute."""
+    """The configuration in the content of the file at `path`, with its folders absolute."""
     config = convert(content, RunConfig, UsageError, path.name)
     _check_names(config, path.name)
     folder = Path(os.path.realpath(path)).parent

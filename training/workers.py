@@ -76,7 +76,7 @@ class Workers:
 
 @dataclass(frozen=True)
 class _Done(Generic[Result]):
-    """What came of a task."""
+    """Result of a task."""
 
     value: Result
 

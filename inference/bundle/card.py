@@ -77,7 +77,7 @@ def _region_rows(value: Mapping[str, object], path: tuple[str, ...]) -> Iterator
 
 
 def _without_regions(value: Mapping[str, object]) -> dict[str, object]:
-    """What the table does not show."""
+    """Leave out what the table shows."""
     rest: dict[str, object] = {}
     for key, item in value.items():
         if not isinstance(item, Mapping):
@@ -101,7 +101,7 @@ def _cell(scores: object) -> str:
 
 
 def _lesionwise(rows: Sequence[_Row]) -> Iterator[str]:
-    """What follows Dice in a cell, after the definitions' years."""
+    """Text after Dice in a cell, by the definitions' years."""
     found = {key for _, regions in rows for scores in regions.values() if isinstance(scores, Mapping) for key in scores}
     yield from (f"lesion-wise, {name}" for metric, name in _METRICS.items() if metric != "dice" and metric in found)
 

@@ -24,9 +24,9 @@ SCHEMA: Final = 1
 FAMILIES: Final = ("PlainConvUNet", "ResidualEncoderUNet", "MedNeXt")
 """Architectures that a model can have."""
 HEADS: Final = ("regions", "labels")
-"""What a network's output channels are: sigmoids of WT, TC, ET or a softmax over background, NCR, ED, ET."""
+"""Kinds of output channels: sigmoids of WT, TC, ET or a softmax over background, NCR, ED, ET."""
 AVERAGES: Final = ("logits", "probabilities")
-"""What a network's answers are averaged as over tiles and mirrorings: nnU-Net v2's way, and nnU-Net v1's."""
+"""Quantities that are averaged over tiles and mirrorings: by nnU-Net v2, and by nnU-Net v1."""
 DECISIONS: Final = ("regions", "argmax")
 """How probabilities become labels: by region thresholds, or by the most probable label."""
 FORMATS: Final = ("safetensors", "openvino")
@@ -96,7 +96,7 @@ class ModelEntry:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """What a file of the bundle must be."""
+    """Size and hash that a file of the bundle must have."""
 
     sha256: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z", description="64 hexadecimal digits")]
     """SHA-256 of its bytes, in hexadecimal."""

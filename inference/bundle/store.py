@@ -53,7 +53,7 @@ class _Stored(TypedDict):
 _DTYPES: Mapping[str, str] = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Model:
     """One model of an ensemble: what a manifest says of it, its plans, and a network for each fold."""
 
@@ -92,7 +92,7 @@ class Model:
 
     @property
     def averaging(self) -> str:
-        """What tiles and mirrorings are averaged as: `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
+        """Averaged over tiles and mirrorings: `logits` (nnU-Net v2) or `probabilities` (nnU-Net v1)."""
         return self.entry.averaging
 
     @property

@@ -23,7 +23,7 @@ SCALINGS: Final = ("l2", "standard", "none")
 
 @dataclass(frozen=True)
 class Thresholds:
-    """What refinement does to one subtype, or to all."""
+    """Thresholds of refinement for one subtype, or for all."""
 
     smallest_component_mm3: Mapping[str, Amount]
     """Per label (NCR, ED, ET): components smaller than this, in mm³, become background; 0 keeps all."""
@@ -153,7 +153,7 @@ def _check_arrays(tables: SubtypeTables, file: str) -> None:
 
 
 def subtypes_to_json(tables: SubtypeTables) -> dict[str, object]:
-    """What :func:`parse_subtypes` reads, without the arrays."""
+    """The JSON that :func:`parse_subtypes` reads, without the arrays."""
     return {
         "features": list(tables.features),
         "extraction": dict(tables.extraction),

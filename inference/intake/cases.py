@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class CaseListing:
-    """What a folder holds."""
+    """Cases in a folder, and what is wrong with others."""
 
     cases: tuple[Case, ...]
     """The complete cases, by ID."""
@@ -126,7 +126,7 @@ def _candidates(folder: Path) -> tuple[list[_Candidate], list[Path]]:
 
 
 def _own_name(folder: Path) -> str:
-    """What a folder is called here, whatever a link leads to; the name of `.` or `..` is that of the folder itself."""
+    """Name of a folder here, whatever a link leads to; the name of `.` or `..` is that of the folder itself."""
     return folder.name if folder.name not in ("", "..") else Path(os.path.realpath(folder)).name
 
 
@@ -186,7 +186,7 @@ def _listing(candidates: Iterable[_Candidate], problems: list[CaseError]) -> Cas
 
 
 def _without_capitals(identifier: str) -> str:
-    """What file systems that know no capitals, or one way to write an accent, make of a name."""
+    """A name as file systems keep it that know no capitals, or one way to write an accent."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", identifier).casefold())
 
 

@@ -86,7 +86,7 @@ def read_labels(path: Path) -> tuple[NDArray[np.uint8], Geometry]:
 
 
 def read_stamp(path: Path) -> str:
-    """What :func:`write_labels` was told to stamp on the image at `path` (CaseError)."""
+    """The stamp that :func:`write_labels` put on the image at `path` (CaseError)."""
     header = open_image(path, path.name, fewest=1).geometry.header
     return bytes(header["descrip"]).rstrip(b"\0").decode("utf-8", "replace")
 
@@ -124,7 +124,7 @@ def holds_fractions(path: Path, geometry: Geometry, channels: int, *, stamp: str
 
 
 def _header(geometry: Geometry, channels: tuple[int, ...], slope: float, stamp: str) -> bytes:
-    """What precedes the voxels in a file."""
+    """The bytes before the voxels in a file."""
     header = geometry.new_header(channels)
     header["scl_slope"] = slope
     header["descrip"] = stamp.encode()

@@ -1,4 +1,4 @@
-"""What is found out about one file on the way: what was mended, what is odd, and how to refuse it."""
+"""Notes on one file, taken on the way: what was mended, what is odd, and how to refuse it."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def _check_values(brain: NDArray[np.float32], notes: Notes) -> None:
 
 
 def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) -> list[str]:
-    """What about a scan (4, X, Y, Z) is unlike a skull-stripped brain in atlas space at 1 mm."""
+    """Ways in which a scan (4, X, Y, Z) is unlike a skull-stripped brain in atlas space at 1 mm."""
     warnings = []
     low, high = SPACING_EXPECTED
     if not all(low <= edge <= high for edge in spacing):

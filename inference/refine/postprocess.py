@@ -27,7 +27,7 @@ _MM3_DIGITS = 3
 
 @dataclass(frozen=True)
 class Removed:
-    """What was removed of one label."""
+    """Components removed of one label."""
 
     components: int
     """Number of components."""
@@ -37,7 +37,7 @@ class Removed:
 
 @dataclass(frozen=True)
 class RefinementRecord:
-    """What refinement found and did in one case."""
+    """Findings and changes of refinement in one case."""
 
     cluster: int | None
     """Subtype of the tumour; None where there is none."""

@@ -125,7 +125,7 @@ class NoFeatures:
 
 
 def settings_to_json(settings: ExtractionSettings) -> dict[str, object]:
-    """What :func:`parse_settings` reads."""
+    """The JSON that :func:`parse_settings` reads."""
     return {
         "statistics": settings.statistics,
         "bins": {"width": settings.bin_width} if settings.bin_count is None else {"count": settings.bin_count},

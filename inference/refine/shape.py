@@ -96,7 +96,7 @@ def _mesh(mask: NDArray[np.bool_], edges: tuple[float, float, float]) -> tuple[f
 
 @cache
 def _cubes(edges: tuple[float, float, float]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """What each kind of cube adds to a mesh: area (256,), volume (256,), and volume per step along each axis (256, 3).
+    """Shares of each kind of cube in a mesh: area (256,), volume (256,), and volume per step along each axis (256, 3).
 
     A piece of surface adds the cone between it and the origin to the volume, which grows with its distance.
     """

@@ -92,7 +92,7 @@ def subtype_model(tables: SubtypeTables, file: str = "subtypes.json") -> Subtype
 
 
 def subtype_tables(model: SubtypeModel) -> SubtypeTables:
-    """What a bundle stores of a model; the inverse of :func:`subtype_model`."""
+    """Tables of a model as a bundle stores them; the inverse of :func:`subtype_model`."""
     arrays = {name: getattr(model, name) for name in ("pca_mean", "pca_components", "centroids", "mean", "scale")}
     return SubtypeTables(
         features=FEATURE_NAMES,

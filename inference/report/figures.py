@@ -53,7 +53,7 @@ _PAPER, _INK, _FAINT, _WARNING = "#101014", "#F2F2F2", "#A8A8B0", "#FFB000"
 
 @dataclass(frozen=True)
 class CaseDrawing:
-    """What a figure shows."""
+    """Contents of a figure."""
 
     data: NDArray[np.float32]
     """(4, X, Y, Z), canonical RAS, background 0."""

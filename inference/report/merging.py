@@ -80,5 +80,5 @@ def _remembered(case: CaseRecord, before: CaseRecord | None) -> CaseRecord:
 
 
 def _maker(run: RunRecord) -> tuple[str, str]:
-    """What decides whether two runs make the same of a case."""
+    """Key of a run: two runs with the same one make the same of a case."""
     return run.bundle.sha256, run.profile

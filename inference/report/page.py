@@ -93,7 +93,7 @@ def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
 
 
 def _shared(rows: Sequence[Mapping[str, _Cell]]) -> tuple[dict[str, str], set[str]]:
-    """What is the same for all cases, by column; and the columns that the table need not have."""
+    """Entries that are the same for all cases, by column; and the columns that the table need not have."""
     shared: dict[str, str] = {}
     hidden: set[str] = set()
     for heading in (*_SHARED, "ET/WT", "Agreement"):
@@ -111,7 +111,7 @@ def _number(value: float | None, digits: int) -> _Cell:
 
 
 def _thresholds(refinement: RefinementRecord) -> str:
-    """What was asked of components and of ET/WT, and whose thresholds these are."""
+    """Thresholds for components and for ET/WT, and whose they are."""
     thresholds = refinement.thresholds
     sizes = thresholds.smallest_component_mm3.items()
     rules = [_unbroken(f"{label} ≥ {size:.4g} mm³") for label, size in sizes if size]

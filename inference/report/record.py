@@ -29,7 +29,7 @@ Status = Literal["ok", "repaired", "failed", "empty"]
 
 @dataclass(frozen=True)
 class CaseRecord:
-    """What happened to one case."""
+    """Account of one case."""
 
     id: Text
     status: Status
@@ -71,7 +71,7 @@ class BundleIdentity:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """What happened in a run, its cases apart."""
+    """Account of a run, its cases apart."""
 
     schema: Literal[1] = field(default=RECORD_SCHEMA, kw_only=True)
     """Version of the record's layout."""

@@ -47,7 +47,7 @@ DAMAGED: Final = (
 
 @dataclass(frozen=True)
 class Entry:
-    """What an archive says of one of its paths."""
+    """Entry of an archive for one of its paths."""
 
     kind: str
     """:data:`FILE`, or `a link` and so on."""
@@ -145,7 +145,7 @@ def plain_name(raw: str) -> str | None:
 
 
 def entry_of(member: tarfile.TarInfo) -> Entry:
-    """What a tar says of one of its members."""
+    """Entry of a tar for one of its members."""
     if member.isdir():
         return Entry("a folder")
     if member.issym() or member.islnk():

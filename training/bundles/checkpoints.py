@@ -50,7 +50,7 @@ class Checkpoint:
 
 
 def read_plainly(path: Path) -> object:
-    """What a file of torch's holds, by its restricted reader: nothing but numbers, texts, tensors and containers.
+    """Contents of a file of torch's, by its restricted reader: nothing but numbers, texts, tensors and containers.
 
     Tensors stay on the disk until they are used, where torch can do that. Raises UsageError for a file that holds
     anything else, or none of torch's.

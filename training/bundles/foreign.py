@@ -1,4 +1,4 @@
-"""What networks from outside take and give, by nnU-Net's `dataset.json` and `plans.json`, in a bundle's order."""
+"""Inputs and outputs of networks from outside, by nnU-Net's `dataset.json` and `plans.json`, in a bundle's order."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _BACKGROUND: Final = "background"
 
 @dataclass(frozen=True)
 class Conventions:
-    """What a network's channels are."""
+    """Meaning of a network's channels."""
 
     channel_names: tuple[str, ...]
     """As its data set calls its input channels, in the network's order."""
@@ -61,7 +61,7 @@ class Conventions:
 
 @dataclass(frozen=True)
 class OldPlans:
-    """What prediction needs of the plans of nnU-Net v1, axes (Z, Y, X)."""
+    """The plans of nnU-Net v1 as far as prediction needs them, axes (Z, Y, X)."""
 
     channel_names: tuple[str, ...]
     """As the data set calls its input channels."""
@@ -74,7 +74,7 @@ class OldPlans:
 
 
 def read_conventions(path: Path) -> Conventions:
-    """What the `dataset.json` of nnU-Net v2 says of a network's channels and heads.
+    """A network's channels and heads by the `dataset.json` of nnU-Net v2.
 
     Region heads are told apart by what they contain (three labels, two of them, one of these), since collections number
     labels differently; their order is that of the keys. Label heads go by name. Raises UsageError naming key, found and

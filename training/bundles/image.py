@@ -134,7 +134,7 @@ def _from_layers(how: str, identity: str, layers: Sequence[Layer]) -> SavedImage
 
 
 def _laid_over(lower: dict[str, Entry], layer: Layer, listed: list[tuple[str, Entry]]) -> dict[str, Entry]:
-    """What is where once a layer lies over others."""
+    """Paths and their contents once a layer lies over others."""
     own: dict[str, Entry] = {}
     for name, entry in listed:
         twice = name in own and FILE in (entry.kind, own[name].kind)

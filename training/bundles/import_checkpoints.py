@@ -225,7 +225,7 @@ def import_mednext(
 
 
 def _conventions(names: Sequence[str], outputs: Sequence[str], path: Path) -> Conventions:
-    """What a network's channels are by their names, and its heads by theirs: regions, or labels after background."""
+    """A network's channels by their names, and its heads by theirs: regions, or labels after background."""
     regions = set(outputs) == set(REGIONS)
     given = list(outputs) if regions else ["background", *outputs]
     ours = list(REGIONS) if regions else ["background", *_OUTPUTS[1]]

@@ -146,7 +146,7 @@ def open_files(source: Path, scratch: Path) -> Opened:
 
 
 def listing(opened: Opened) -> Iterator[str]:
-    """What was found, in lines."""
+    """List what was found, in lines."""
     image, found = opened.image, opened.found
     yield f"{image.description}: {printable(image.identity)}, {len(image.entries)} paths"
     for tree in found.trees:
@@ -288,7 +288,7 @@ def _imported(opened: Opened, tree: ranked.Tree) -> Imported:
 
 
 def _outputs_of(tensors: Mapping[str, object], folder: Path) -> tuple[str, ...]:
-    """What a MedNeXt's outputs are by their number: four labels with the background, or three regions."""
+    """Heads of a MedNeXt by the number of its outputs: four labels with the background, or three regions."""
     shape: Sequence[int] = getattr(tensors.get("out_0.conv_out.weight"), "shape", ())
     outputs = {4: tuple(label.name for label in TUMOUR_LABELS), 3: tuple(REGIONS)}
     if len(shape) != 5 or shape[1] not in outputs:

@@ -146,7 +146,7 @@ class _Restricted(pickle._Unpickler):  # noqa: SLF001 (there is no public name f
     stack: list[object]
 
     def find_class(self, module: str, name: str, /) -> object:
-        """What stands for a name."""
+        """Our stand-in for a name."""
         if (module, name) not in _KNOWN:
             raise _Unknown(f"{module}.{name}")
         return _KNOWN[module, name]
@@ -163,7 +163,7 @@ class _Restricted(pickle._Unpickler):  # noqa: SLF001 (there is no public name f
 
 
 def read_pickle(path: Path) -> object:
-    """What a pickle holds, of plain values, arrays and :class:`Estimator` objects.
+    """Read a pickle, of plain values, arrays and :class:`Estimator` objects.
 
     Raises UsageError for one that names anything else, is damaged or too large.
     """

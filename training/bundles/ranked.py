@@ -67,7 +67,7 @@ class Tree:
 
 @dataclass(frozen=True)
 class Survey:
-    """What of the ranked system is in an image, by path."""
+    """Parts of the ranked system in an image, by path."""
 
     trees: tuple[Tree, ...]
     """Networks of all tasks."""
@@ -78,7 +78,7 @@ class Survey:
 
 
 def survey(paths: Iterable[str]) -> Survey:
-    """What is where among the paths of an image."""
+    """Find the ranked system's parts among the paths of an image."""
     trees: dict[str, Tree] = {}
     parts: dict[str, list[str]] = {part: [] for part in (*_PARTS, "runner")}
     names = sorted(paths)

@@ -196,7 +196,7 @@ def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32],
 
 
 def digest_case(entry: CaseEntry, config: RunConfig, *, labels: bool = True) -> str:
-    """What a case is made from: the digest of its scans and `labels`, or a phantom's seed and shape (CaseError)."""
+    """Digest of a case's scans and `labels`, or a phantom's seed and shape (CaseError)."""
     if entry.phantom_seed is not None:
         return f"phantom {entry.phantom_seed} {'x'.join(map(str, config.source(entry.source).size))}"
     scans = _scans_of(entry, config)

@@ -356,7 +356,7 @@ def _rates(true: int, reference: int, prediction: int, negative: int) -> tuple[f
 
 @dataclass(frozen=True)
 class _Surfaces:
-    """What needs distances, as in :class:`RegionScore`; NaN where it is not computed."""
+    """Scores that need distances, as in :class:`RegionScore`; NaN where it is not computed."""
 
     lesionwise_hd95: float = nan
     hd95: float = nan

@@ -35,7 +35,7 @@ _HEADERS: Final = 2000
 
 @dataclass(frozen=True)
 class Finding:
-    """What one file has against one rule."""
+    """A breach of one rule by one file."""
 
     file: str
     """Its path below the folder, or the ID of a case that has none."""

@@ -118,7 +118,7 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
 
 
 def _origin(path: Path) -> str:
-    """What a prediction says that it was made from; empty where it does not, or is damaged."""
+    """The origin that a prediction states; empty where it does not, or is damaged."""
     try:
         with np.load(path) as stored:
             return str(stored["made_from"])

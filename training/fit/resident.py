@@ -150,7 +150,7 @@ def mix(case: ResidentCase, donor: ResidentCase) -> ResidentCase:
 
 
 def draw_matrix(chances: Chances) -> NDArray[np.float64]:
-    """What steps along a patch's axes are in the case, (3, 3) in (Z, Y, X): rotated, scaled, mirrored or as they are.
+    """Draw the steps in the case along a patch's axes, (3, 3) in (Z, Y, X): rotated, scaled, mirrored or as they are.
 
     By up to 30° about each axis, and 0.7 to 1.4 times the size (`get_training_transforms` of nnU-Net's trainer, 2.8.1).
     """
@@ -197,7 +197,7 @@ def sample(
 def _cut_out(
     case: ResidentCase, centre: NDArray[np.float64], matrix: NDArray[np.float64], size: Sequence[int]
 ) -> tuple[Tensor, Tensor]:
-    """What :func:`sample` gives where voxels fall on voxels: a block, mirrored or not, many times faster."""
+    """Sample where voxels fall on voxels: a block, mirrored or not, many times faster."""
     corner = (centre - (np.array(size) - 1) / 2).astype(int)
     image, labels = case.image.new_zeros(len(case.image), *size), case.labels.new_full(tuple(size), -1)
     first, last = np.maximum(corner, 0), np.minimum(corner + size, case.labels.shape)

@@ -35,12 +35,12 @@ log = logging.getLogger("training")
 
 
 def plans_name(model: str, stage: str) -> str:
-    """What the plans of a training are called; both stages of a model share theirs."""
+    """Name of the plans of a training; both stages of a model share theirs."""
     return network_name(model, SCRATCH) if stage == SCRATCH else model
 
 
 def network_name(model: str, stage: str) -> str:
-    """What a model's networks of a stage are called among predictions."""
+    """Name of a model's networks of a stage among predictions."""
     return {"pretraining": f"{model}-pretrained", SCRATCH: f"{model}-{SCRATCH}"}.get(stage, model)
 
 
@@ -132,7 +132,7 @@ def train(
 
 
 def sources_of(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> dict[str, str]:
-    """What a training learns from: digests of its cases, its plans and the weights that it starts from."""
+    """Sources of a training: digests of its cases, its plans and the weights that it starts from."""
     dataset = dataset_name(stage_of(stage))
     preprocessed, labels = work / "nnunet" / "preprocessed" / dataset, work / "nnunet" / "raw" / dataset / "labelsTr"
     training = read_json(preprocessed / "splits_final.json", list[Split], UsageError)[fold]["train"]

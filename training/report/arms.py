@@ -85,7 +85,7 @@ class Plan:
 
 
 def model_title(name: str) -> str:
-    """What a model is called where people read."""
+    """Name of a model where people read."""
     plain = name.removesuffix(SCRATCH).removesuffix(PRETRAINED)
     title = MODEL_TITLES.get(plain, plain)
     if name.endswith(SCRATCH):
@@ -202,7 +202,7 @@ class Claim:
 
     @property
     def answer(self) -> Literal["supported", "contradicted", "not decided"]:
-        """What the interval says: it decides where it excludes zero."""
+        """Answer of the interval: it decides where it excludes zero."""
         if self.difference.low > 0:
             return "supported"
         return "contradicted" if self.difference.high < 0 else "not decided"

@@ -106,7 +106,7 @@ def fold_table(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Versi
 
 
 def found_table(tuning: Tuning, clusters: int) -> Table:
-    """What the search found for each group of thresholds, and whether it was kept."""
+    """Finding of the search for each group of thresholds, and whether it was kept."""
     rows = []
     for name, stored in tuning.found.items():
         gain, found = tuning.nested_gain[name], _found_words(name, stored.tables("tuning.json", clusters))
@@ -140,7 +140,7 @@ def _threshold_words(thresholds: Thresholds) -> str:
 
 
 def group_title(name: str) -> str:
-    """What a group of thresholds is called where people read."""
+    """Name of a group of thresholds where people read."""
     if name.startswith("subtypes "):
         return f"own thresholds of cluster {name.rpartition(' ')[2]}"
     return {"regions": "region thresholds", "components": "component removal", "ratio": "relabelling"}[name]

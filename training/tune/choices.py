@@ -50,7 +50,7 @@ def tables_of(choice: Choice, clusters: int) -> ThresholdTables:
 
 
 def choice_of(tables: ThresholdTables) -> Choice:
-    """What a bundle's tables do."""
+    """The choice that a bundle's tables make."""
     return Choice(tables.regions, tables.overall, tables.subtypes if tables.use == "subtypes" else {})
 
 
@@ -64,7 +64,7 @@ class LabelMap:
     """Volumes of the components of each label, mm³, in ascending order."""
 
     def effect(self, thresholds: Thresholds) -> tuple[int | bool, ...]:
-        """What `thresholds` do here: components removed per label, and whether ET is relabelled."""
+        """Effect of `thresholds` here: components removed per label, and whether ET is relabelled."""
         left = {}
         removed = []
         for label, volumes in self.volumes.items():

@@ -50,7 +50,7 @@ class WeightChoice:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What weights are chosen from."""
+    """Scores that weights are chosen from."""
 
     names: tuple[str, ...]
     """The models."""

@@ -121,7 +121,7 @@ def groups_of(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> di
 
 @dataclass(frozen=True)
 class Selection:
-    """What was chosen on some cases."""
+    """A choice on some cases."""
 
     steps: Mapping[str, Choice]
     """What is kept after each group."""
@@ -132,7 +132,7 @@ class Selection:
 
     @property
     def choice(self) -> Choice:
-        """What is kept after all groups."""
+        """The choice that is kept after all groups."""
         return list(self.steps.values())[-1] if self.steps else Choice()
 
 
@@ -183,7 +183,7 @@ def tune_all(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> tup
 
 
 def honest_gains(scorer: Scorer, by_fold: ByFold) -> dict[str, float]:
-    """What each group adds to the mean lesion-wise Dice where both choosing and keeping never saw the scored fold."""
+    """Gain of each group in the mean lesion-wise Dice where both choosing and keeping never saw the scored fold."""
     groups = list(next(iter(by_fold.values())).steps)
     means = [scorer.mean(range(len(scorer.cases)), Choice())]
     for name in groups:

@@ -81,7 +81,7 @@ def _mixture(
 def _vessels(
     parts: Mapping[str, Volume], fields: Mapping[str, Volume], canvas: Canvas, rng: np.random.Generator
 ) -> Volume:
-    """What takes up contrast without being tumour: sinuses, veins on the surface, choroid plexus."""
+    """Shares of what takes up contrast without being tumour: sinuses, veins on the surface, choroid plexus."""
     sinus = np.hypot(fields["midline"], fields["depth"] - 1.5)
     sinus = np.where((fields["height"] > 0) | (fields["posterior"] > 60), sinus, 99)
     amount = above(rng.uniform(1.2, 3.0) - sinus, 0, 1.5)
