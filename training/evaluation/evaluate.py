@@ -229,9 +229,10 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
     except CaseError as error:
         prediction, problem = None, str(error)
     if prediction is None:  # missing or damaged, which is the same
-        lowest = worst(reference.labels, _voxel_size(reference, rules), rules.version)
+        lowest = worst(reference.labels, _voxel_size(reference, rules)[0], rules.version)
         return _Outcome(pair.case, lowest, problem, relabelled=reference.relabelled)
-    labels, warnings = prediction.labels, []
+    labels = prediction.labels
+    warnings = [f"{side.notes.file}: {note}" for side in (reference, prediction) for note in side.notes.repairs]
     relabelled = reference.relabelled or (prediction.relabelled and rules.label_4_is_et)
     if relabelled:
         warnings.append("label 4 was read as 3")
@@ -239,7 +240,7 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
         # The reader has called it 3, since no voxel was.
         labels = np.where(labels == Label.ET, np.uint8(0), labels)
         warnings.append("label 4 of the prediction is in no region, as for the official programs: see --label-4-is-et")
-    spacing, other = _voxel_size(prediction, rules), _voxel_size(prediction, rules, by_header=rules.version != 2023)
+    spacing, other = _voxel_size(prediction, rules)
     if not np.allclose(spacing, other, rtol=_SAME_SIZE):
         source = "header" if rules.version == 2023 else "affine"
         warnings.append(f"voxels of {spacing} mm by the {source}, which counts in {rules.version}, and of {other} mm")
@@ -249,14 +250,17 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
     )
 
 
-def _voxel_size(label_map: LabelMap, rules: Rules, *, by_header: bool | None = None) -> Spacing:
-    """Along the stored axes in mm. The program of 2023 takes the header's pixdim, later ones the affine."""
-    if rules.version == 2023 if by_header is None else by_header:
-        x, y, z = (float(side) for side in label_map.geometry.header["pixdim"][1:4])
-        if all(0 < side < inf for side in (x, y, z)):  # else no size at all: the affine has one
-            return x, y, z
-    x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.geometry.affine[:3, :3], axis=0))
-    return x, y, z
+def _voxel_size(label_map: LabelMap, rules: Rules) -> tuple[Spacing, Spacing]:
+    """Along the stored axes in mm: the size that counts, and the other one that the file states.
+
+    The program of 2023 takes the header's pixdim, or the affine where that is no size at all; later ones the affine.
+    """
+    header, affine = label_map.geometry.header["pixdim"][1:4], label_map.geometry.affine[:3, :3]
+    x, y, z = (float(side) for side in header)
+    stated: Spacing = (x, y, z)
+    x, y, z = (round(float(side), 6) for side in np.linalg.norm(affine, axis=0))
+    real: Spacing = (x, y, z)
+    return (stated, real) if rules.version == 2023 and all(0 < side < inf for side in stated) else (real, stated)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -174,6 +174,26 @@ def test_each_edition_takes_the_voxel_size_where_its_program_does(folders, tmp_p
     assert f"{case}: voxels of" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "field",
+    [(80, 1, "voxels of (1.0, 1.0, 1.0) mm by the affine"), (116, 0, "scl_inter is nan: taken as 0")],
+    ids=["pixdim", "scl_inter"],
+)
+def test_what_the_reader_mends_is_told(folders, tmp_path, caplog, field):
+    place, before, words = field
+    case = "BraTS-SSA-00001-000"
+    path = folders[1] / f"{case}.nii.gz"
+    stored = bytearray(gzip.decompress(path.read_bytes()))
+    assert np.frombuffer(stored, "<f4", 1, place)[0] == before
+    stored[place : place + 4] = np.array(np.nan, "<f4").tobytes()
+    path.write_bytes(gzip.compress(bytes(stored)))
+    status, document = evaluated(folders, tmp_path)
+    assert status == 0
+    assert document["cases"][case]["WT"] == score_case(REFERENCE, GOOD, ISOTROPIC, 2024)["WT"].named()
+    assert f"{case}: " in caplog.text
+    assert words in caplog.text
+
+
 def test_lesions_have_a_row_each(folders, tmp_path):
     table = tmp_path / "lesions.csv"
     _, document = evaluated(folders, tmp_path, "--lesions", table)
