@@ -210,8 +210,6 @@ def build_parser() -> argparse.ArgumentParser:
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the whole pipeline; what is done is kept, what was stopped goes on."""
-    from snakemake.cli import main as snakemake
-
     from training.data.datasets import follow_changes
 
     if set(os.path.realpath(arguments.work)) & set("{}"):  # its locks are found by a pattern that is made of this path
@@ -232,6 +230,8 @@ def run(arguments: argparse.Namespace) -> int:
     with alone(arguments.work / "locks" / "run", f"running the graph in {arguments.work}"):
         settle_config(arguments.config, arguments.source, settled, arguments.variant)
         follow_changes(load_config(settled), arguments.work / "cases.json")
+        from snakemake.cli import main as snakemake  # takes seconds, which a wrong configuration does not wait for
+
         try:
             snakemake(words + ["--dry-run"] * arguments.dry_run)
         except SystemExit as stopped:
