@@ -107,7 +107,8 @@ class Evaluation:
         dice = ", ".join(f"{region} {scores['lesionwise_dice']:.4f}" for region, scores in means.items())
         told = {"missing": self.missing, "damaged": self.damaged, "left out for their reference": self.failed}
         counts = [f"{len(cases)} {word}" for word, cases in told.items() if cases]
-        return f"BraTS {self.version}, {', '.join([f'{len(self.cases)} cases', *counts])}: lesion-wise Dice {dice}"
+        scored = f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}"
+        return f"BraTS {self.version}, {', '.join([scored, *counts])}: lesion-wise Dice {dice}"
 
     def as_table(self, suffix: str) -> str:
         """One row for each case and region, and for the statistics over cases, as `.csv` or `.md`."""
