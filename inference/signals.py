@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ class Signals:
         self.at_once = True
         """Whether the first signal raises KeyboardInterrupt, else it is only noted in `first`."""
         self._first: str | None = None
+        self._answered: set[int] = set()
 
     def first(self) -> str | None:
         """Name of the first signal, such as SIGTERM."""
@@ -35,14 +37,26 @@ class Signals:
             for number in _ANSWERED:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, self._note)
+                    self._answered.add(number)
         except ValueError:  # not the main thread
             yield
             return
+        os.register_at_fork(after_in_child=self._leave_to_system)
         try:
             yield
         finally:
+            self._answered.clear()
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if last else handler)
+
+    def _leave_to_system(self) -> None:
+        """Have a process that was forked from us end as any does: a library's worker, when the library terminates it.
+
+        Python runs a handler between two of its steps. A signal that comes just before a worker waits for work would
+        not wake it, and the library, which waits for its end, would wait for ever.
+        """
+        for number in self._answered:
+            signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._first is None:

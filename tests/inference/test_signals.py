@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -69,3 +71,30 @@ def test_another_thread_cannot_answer_signals_and_goes_on() -> None:
     thread.start()
     thread.join()
     assert done == [True]
+
+
+FORKING = """
+import os, signal, time
+from inference.signals import Signals
+
+ready, told = os.pipe()
+with Signals().answered(last=False):
+    child = os.fork()
+    if not child:
+        os.write(told, b".")
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:  # as a library's worker may
+                pass
+    os.read(ready, 1)
+    os.kill(child, signal.SIGTERM)
+    _, status = os.waitpid(child, 0)
+print(os.WTERMSIG(status))
+"""
+
+
+def test_a_worker_that_a_library_forks_ends_when_it_is_told_to() -> None:
+    """nnU-Net forks pools, and waits for those that it has terminated."""
+    found = subprocess.run([sys.executable, "-c", FORKING], capture_output=True, text=True, timeout=30, check=True)
+    assert found.stdout.split() == [str(int(signal.SIGTERM))]
