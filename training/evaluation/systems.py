@@ -191,7 +191,7 @@ def load_systems(paths: Sequence[Path], metrics: Sequence[str] | None = None) ->
     values = np.full((len(names), len(common), len(regions), len(metrics)), nan)
     for (s, (name, file)), (c, case) in product(enumerate(files.items()), enumerate(common)):
         if case in file.cases:
-            values[s, c] = _table(file.cases[case], regions, metrics, f"{name}: {case}")
+            values[s, c] = _table(file.cases[case], regions, metrics, f"{name}: {case}", version)
     worst = {name: tuple(case for case in common if case not in file.cases) for name, file in files.items()}
     for s, lost in enumerate(worst.values()):
         at = [common.index(case) for case in lost]
@@ -202,12 +202,16 @@ def load_systems(paths: Sequence[Path], metrics: Sequence[str] | None = None) ->
     return Systems(version, names, tuple(common), regions, metrics, values, dropped, worst)
 
 
-def _table(scores: _Scores, regions: Sequence[str], metrics: Sequence[str], where: str) -> list[list[float]]:
-    """Scores of one case (regions, metrics)."""
+def _table(
+    scores: _Scores, regions: Sequence[str], metrics: Sequence[str], where: str, version: Edition
+) -> list[list[float]]:
+    """Scores of one case (regions, metrics); NaN where 2026 defines none."""
     try:
         found = [[scores[region][metric] for metric in metrics] for region in regions]
     except KeyError as error:
         raise UsageError(f"{where}: found no {error.args[0]!r}, which other cases have") from error
+    if version != 2026 and any(value is None for row in found for value in row):
+        raise UsageError(f"{where}: found null, expected numbers: in {version} every score is defined")
     return [[nan if value is None else float(value) for value in row] for row in found]
 
 

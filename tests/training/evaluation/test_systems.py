@@ -159,12 +159,21 @@ def test_what_is_not_defined_is_the_best_and_in_no_mean(tmp_path):
     assert np.isnan([distance.per_case[0], distance.per_case[2]]).all()
 
 
+def test_before_2026_every_score_is_defined(tmp_path):
+    paths = [write(tmp_path, "a", [0.5, None]), write(tmp_path, "b", [0.5, 0.5])]
+    with pytest.raises(UsageError, match="a: c1: found null, expected numbers: in 2024"):
+        load_systems(paths)
+
+
 def test_cases_that_are_not_defined_leave_the_interval_as_it_is_without_them(tmp_path):
     generator = np.random.default_rng(5)
     first, second = (list(generator.uniform(0.2, 0.8, 20)) for _ in range(2))
-    defined = load_systems([write(tmp_path, "a", first), write(tmp_path, "b", second)])
-    paths = [write(tmp_path / "more", name, [*dices, *[None] * 13]) for name, dices in (("a", first), ("b", second))]
-    alone, among = (differences(systems)[0] for systems in (defined, load_systems(paths)))
+
+    def compared(folder, undefined):
+        pair = [("a", [*first, *undefined]), ("b", [*second, *undefined])]
+        return differences(load_systems([write(tmp_path / folder, *system, version=2026) for system in pair]))[0]
+
+    alone, among = compared("alone", []), compared("among", [None] * 13)
     assert (among.mean, among.low, among.high) == (alone.mean, alone.low, alone.high)
 
 
