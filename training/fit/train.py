@@ -141,8 +141,11 @@ def sources_of(config: RunConfig, work: Path, stage: str, model: str, fold: int)
     if all(stamps.values()):  # data sets had none before
         found["cases"] = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
     if stage == "finetuning":
-        start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
-        found["weights"] = digest_files(model, [Path(config.ancestor, "manifest.json") if config.ancestor else start])
+        if config.ancestor:
+            start = Path(config.ancestor, "manifest.json")
+        else:
+            start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
+        found["weights"] = digest_files(model, [start])
     return found
 
 

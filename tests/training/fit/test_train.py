@@ -21,7 +21,7 @@ from training.data.stratify import kept_folds
 from training.fit import devices
 from training.fit.planning import ancestor_plans, model_plans
 from training.fit.resident import targets
-from training.fit.train import case_shares, load_ancestor, make_trainer, stage_settings, write_splits
+from training.fit.train import case_shares, load_ancestor, make_trainer, sources_of, stage_settings, write_splits
 from training.fit.trainers import trainable_parameters
 
 CONFIGS = Path(__file__).resolve().parents[3] / "training" / "configs"
@@ -202,6 +202,21 @@ def ancestor_with(folder, folds, patients):
     folder.mkdir()
     write_json({"folds": folds, "patients": patients}, folder / "folds.json")
     return replace(load_config(CONFIGS / "site.yaml"), ancestor=str(folder), folds=2)
+
+
+def test_a_training_from_an_ancestor_is_made_from_its_manifest(tmp_path):
+    """A run that starts from a bundle has no pretraining to ask for; another bundle is another training."""
+    config = ancestor_with(tmp_path / "bundle", {}, {})
+    prepared = tmp_path / "nnunet" / "preprocessed" / dataset_name("finetuning")
+    prepared.mkdir(parents=True)
+    write_json([{"train": [], "val": []}], prepared / "splits_final.json")
+    write_json({}, prepared / "nnunet.json")
+    found = []
+    for version in ("1", "2"):
+        write_json({"version": version}, tmp_path / "bundle" / "manifest.json")
+        found.append(sources_of(config, tmp_path, "finetuning", "nnunet", 0))
+    assert found[0]["plans"] == found[1]["plans"]
+    assert found[0]["weights"] != found[1]["weights"]
 
 
 def test_patients_that_the_ancestor_knows_keep_their_fold(tmp_path):
