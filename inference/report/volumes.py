@@ -30,8 +30,8 @@ _BLOCK: Final = 8
 """Pixels of JPEG's blocks: tiles of whole blocks do not show in one another."""
 FRACTION_STEPS: Final = 50
 """A map's values are rounded to so many steps, which PNG makes about as small as JPEG would, and keeps."""
-LABEL_STEP: Final = 80
-"""Grey levels between labels, so that no rounding of a browser makes one of another."""
+CLASS_STEP: Final = 60
+"""Grey levels between classes, so that no rounding of a browser makes one of another."""
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,9 @@ def viewer_script(
         "step": grid.step,
         "columns": columns,
         "start": _start(shown, inside),
-        "labelStep": LABEL_STEP,
-        "labels": _sheet(shown * LABEL_STEP, columns, "PNG"),
+        "classStep": CLASS_STEP,
+        # 0 outside the brain, else the label and 1: JPEG would not keep where the brain ends.
+        "classes": _sheet(np.where(inside | (shown > 0), shown + 1, 0).astype(np.uint8) * CLASS_STEP, columns, "PNG"),
     }
     sequences = {name: _levels(grid.reduce(data[index]), inside) for index, name in enumerate(SEQUENCES)}
     content["maps"] = {

@@ -24,6 +24,7 @@ function sortTable(heading) {
     return up ? order : -order;
   };
   body.append(...Array.from(body.rows).sort(compare));
+  showTurns();
 }
 
 for (const heading of table.tHead.rows[0].cells)
@@ -42,6 +43,7 @@ function filterTable() {
   }
   const all = table.tBodies[0].rows.length;
   filter.querySelector("output").textContent = shown === all ? "" : `${shown} of ${all} cases`;
+  showTurns();
 }
 
 filter.hidden = false;
@@ -71,17 +73,25 @@ function loadCase(id, address) {
   });
 }
 
+const turns = document.querySelector(".turn");
+
 async function showCase(details) {
   for (const other of document.querySelectorAll("details.case[open]")) if (other !== details) other.open = false;
   for (const row of table.tBodies[0].rows) row.classList.toggle("open", linkOf(row).hash === hashOf(details));
+  details.firstElementChild.after(turns);
+  turns.hidden = false;
+  showTurns();
   if (!details.dataset.script || details.querySelector(".viewer")) return;
   const id = details.querySelector("summary").textContent;
   const root = document.getElementById("viewer").content.firstElementChild.cloneNode(true);
   const section = details.querySelector("section");
-  section.prepend(root);
+  const volumes = section.querySelector(".volumes");
+  if (volumes) volumes.after(root);
+  else section.prepend(root);
+  if (location.hash === hashOf(details)) details.scrollIntoView();
   try {
-    const volumes = await readVolumes(await loadCase(id, details.dataset.script));
-    if (root.isConnected) new Viewer(root, volumes);
+    const data = await readVolumes(await loadCase(id, details.dataset.script));
+    if (root.isConnected) new Viewer(root, data);
   } catch (error) {
     const problem = document.createElement("p");
     problem.className = "failure";
@@ -93,7 +103,7 @@ async function showCase(details) {
 }
 
 const linkOf = row => row.cells[0].firstElementChild;
-const hashOf = details => "#" + details.querySelector("section").id;
+const hashOf = details => "#" + details.id;
 
 for (const details of document.querySelectorAll("details.case"))
   details.addEventListener("toggle", () => {
@@ -102,10 +112,10 @@ for (const details of document.querySelectorAll("details.case"))
   });
 
 function follow(hash) {
-  const section = /^#case-\d+$/.test(hash) && document.getElementById(hash.slice(1));
-  if (!section) return;
-  section.parentElement.open = true;
-  section.parentElement.scrollIntoView();
+  const details = /^#case-\d+$/.test(hash) && document.getElementById(hash.slice(1));
+  if (!details) return;
+  details.open = true;
+  details.scrollIntoView();
 }
 
 table.addEventListener("click", event => {
@@ -115,12 +125,27 @@ table.addEventListener("click", event => {
 addEventListener("hashchange", () => follow(location.hash));
 
 // The next or previous case of the table, as it is sorted and filtered.
+function neighbour(step) {
+  const rows = Array.from(table.tBodies[0].rows).filter(row => !row.hidden);
+  return rows[rows.findIndex(row => row.classList.contains("open")) + step];
+}
+
+function turn(step) {
+  const row = neighbour(step);
+  if (row) location.hash = linkOf(row).hash;
+}
+
+function showTurns() {
+  for (const button of turns.querySelectorAll("button")) button.disabled = !neighbour(Number(button.dataset.step));
+}
+
 document.addEventListener("keydown", event => {
   const step = {n: 1, p: -1}[event.key];
   if (!step || event.target.matches("input[type=search]") || event.ctrlKey || event.altKey || event.metaKey) return;
-  const rows = Array.from(table.tBodies[0].rows).filter(row => !row.hidden);
-  const next = rows[rows.findIndex(row => row.classList.contains("open")) + step];
-  if (next) location.hash = linkOf(next).hash;
+  turn(step);
+});
+turns.addEventListener("click", event => {
+  if (event.target.dataset.step) turn(Number(event.target.dataset.step));
 });
 
 const open = document.querySelector("details.case[open]");

@@ -25,11 +25,19 @@ async function readSheet(source, data) {
 
 // The data of a case with its sheets read.
 async function readVolumes(data) {
-  const labels = await readSheet(data.labels, data);
-  for (let i = 0; i < labels.length; i++) labels[i] = Math.round(labels[i] / data.labelStep);
+  // 0 outside the brain, else the label and 1.
+  const classes = await readSheet(data.classes, data), labels = new Uint8Array(classes.length);
+  for (let i = 0; i < classes.length; i++) {
+    classes[i] = Math.round(classes[i] / data.classStep);
+    labels[i] = Math.max(classes[i] - 1, 0);
+  }
   const sequences = {}, maps = {};
-  for (const [name, sequence] of Object.entries(data.sequences))
-    sequences[name] = {...sequence, volume: await readSheet(sequence.sheet, data)};
+  for (const [name, sequence] of Object.entries(data.sequences)) {
+    const volume = await readSheet(sequence.sheet, data);
+    // JPEG leaves noise around the brain.
+    for (let i = 0; i < volume.length; i++) volume[i] = classes[i] && Math.max(volume[i], 1);
+    sequences[name] = {...sequence, volume};
+  }
   for (const [kind, regions] of Object.entries(data.maps))
     for (const [region, sheet] of Object.entries(regions)) {
       const volume = await readSheet(sheet, data);
@@ -69,7 +77,9 @@ class Viewer {
   addControls() {
     const overlay = this.root.querySelector(".overlay"), names = Object.keys(this.data.maps);
     overlay.hidden = !names.length;
-    overlay.lastElementChild.append(...names.map(name => new Option(name, name)));
+    overlay.querySelector("select").append(...names.map(name => new Option(name, name)));
+    const colours = [0, 64, 128, 192, 255].map(value => `rgb(${HEAT[value].join(" ")})`);
+    overlay.querySelector(".heat i").style.background = `linear-gradient(to right, ${colours.join(", ")})`;
     this.root.addEventListener("input", event => {
       if (!event.target.matches("[type=range]")) this.draw();
     });
@@ -178,11 +188,17 @@ class Viewer {
 
   // --- pictures
 
+  // The overlay that was chosen, if any.
+  map() {
+    return this.data.maps[this.root.querySelector(".overlay select").value];
+  }
+
   draw() {
     if (this.asked) return;
     this.asked = requestAnimationFrame(() => {
       this.asked = 0;
       this.root.dataset.tool = this.choice("tool");
+      this.root.querySelector(".heat").hidden = !this.map();
       for (const plane of this.planes) this.drawPlane(plane);
       this.describe();
     });
@@ -196,7 +212,9 @@ class Viewer {
     const pen = canvas.getContext("2d");
     pen.imageSmoothingQuality = "high";
     pen.drawImage(picture, 0, 0, canvas.width, canvas.height);
-    if (this.choice("regions") === "outline") this.drawOutlines(plane, pen, labels, ratio);
+    const regions = this.choice("regions");
+    // Beneath an overlay a fill would not be seen.
+    if (regions === "outline" || (regions === "fill" && this.map())) this.drawOutlines(plane, pen, labels, ratio);
     this.drawCrossHairs(plane, pen, ratio);
     this.drawScale(plane, pen, ratio);
     const number = this.data.corner[plane.through] + this.data.step[plane.through] * this.position[plane.through] + 1;
@@ -211,7 +229,7 @@ class Viewer {
     const width = this.data.shape[plane.across], height = this.data.shape[plane.up];
     const {volume} = this.data.sequences[this.choice("sequence")], grey = this.greys();
     const fill = this.choice("regions") === "fill";
-    const map = this.data.maps[this.root.querySelector(".overlay select").value];
+    const map = this.map();
     const pen = plane.picture.getContext("2d"), image = pen.createImageData(width, height), pixels = image.data;
     const labels = new Uint8Array(width * height);
     let pixel = 0;
@@ -221,7 +239,7 @@ class Viewer {
       for (let column = 0; column < width; column++, pixel++, at -= this.strides[plane.across]) {
         labels[pixel] = this.data.labels[at];
         const colour = map ? HEAT[map[at]] : this.colours.get(labels[pixel]);
-        const opacity = map ? Math.min(map[at] / 128, 0.7) : fill && colour ? 0.35 : 0;
+        const opacity = map ? Math.min(map[at] / 128, 0.55) : fill && colour ? 0.35 : 0;
         for (let i = 0; i < 3; i++)
           pixels[4 * pixel + i] = (1 - opacity) * grey[volume[at]] + (opacity && opacity * colour[i]);
         pixels[4 * pixel + 3] = 255;
@@ -291,7 +309,7 @@ class Viewer {
     const name = this.choice("sequence"), {volume, range: [low, high]} = this.data.sequences[name];
     const [dark, bright] = this.windows[name], level = volume[at];
     const parts = [
-      level ? `${name.toUpperCase()} ${short(low + (level - 1) / 254 * (high - low))}` : "outside the brain",
+      level ? `${this.root.querySelector("[name=sequence]:checked + span").textContent} ${short(low + (level - 1) / 254 * (high - low))}` : "outside the brain",
       this.keys.get(this.data.labels[at])?.textContent ?? "no tumour",
       ...this.kinds.map(kind => kind + " " + Object.entries(this.data.maps).filter(([name]) => name.startsWith(kind))
         .map(([name, values]) => `${name.split(" ")[1]} ${(values[at] / 255).toFixed(2)}`).join(", ")),
@@ -304,6 +322,6 @@ class Viewer {
 const bytes = colour => [1, 3, 5].map(at => parseInt(colour.slice(at, at + 2), 16));
 const short = value => Number(value.toPrecision(3)).toString();
 
-// From dark red over orange to white, for values from 0 to 1.
-const HEAT = Array.from({length: 256}, (_, level) => [120 + level, 1.6 * level - 120, 3 * level - 510]
+// From dark red over orange to yellow, for values from 0 to 1.
+const HEAT = Array.from({length: 256}, (_, level) => [120 + level, 1.6 * level - 150, 0.4 * level - 40]
   .map(part => Math.min(Math.max(part, 0), 255)));

@@ -187,7 +187,7 @@ def test_the_table_sorts_by_keyboard_and_focus_is_seen(opened: Chrome) -> None:
     press(opened, Keys.TAB, Keys.TAB, Keys.SPACE)
     assert order(opened) == ["Case-A", "Case-B", "Case-C"], "by WT, from 20 to 101, the case without it last"
     sorted_by = "return document.querySelector('th[aria-sort]').textContent"
-    assert opened.execute_script(sorted_by) == "WT"
+    assert opened.execute_script(sorted_by) == "WT mL"
 
 
 def test_the_filter_finds_notes_and_says_how_many(opened: Chrome) -> None:
@@ -209,6 +209,19 @@ def test_one_case_is_open_at_a_time_and_keys_lead_to_the_next(opened: Chrome) ->
     assert "No result: t2f cannot be read" in opened.execute_script(
         "return document.querySelector('details.case[open]').innerText"
     )
+
+
+def test_a_case_is_scrolled_to_when_it_is_opened_and_buttons_lead_on(opened: Chrome) -> None:
+    top = "return Math.round(document.querySelector('details.case[open]').getBoundingClientRect().top)"
+    opened.execute_script("scrollTo(0, 0); document.querySelector('#table tbody a').click()")
+    assert abs(opened.execute_script(top)) <= 1, "the planes are in the window"
+    ends = "return Array.from(document.querySelectorAll('.turn button'), button => button.disabled)"
+    assert opened.execute_script(ends) == [True, False]
+    opened.execute_script("document.querySelector('.turn [data-step=\"1\"]').click()")
+    wait_for(opened, "return document.querySelector('details.case[open] summary').textContent === 'Case-A'")
+    opened.execute_script("document.querySelector('.turn a').click()")
+    heading = "return Math.round(document.getElementById('cases').getBoundingClientRect().top)"
+    assert opened.execute_script(heading) >= 0
 
 
 def test_planes_scroll_by_keys(opened: Chrome) -> None:
@@ -279,12 +292,12 @@ def test_window_and_level_change_by_dragging(opened: Chrome) -> None:
 
 
 def test_sequences_switch(opened: Chrome) -> None:
-    assert readout(opened).startswith("T1C")
+    assert readout(opened).startswith("T1c")
     choose(opened, "sequence", "t2w")
-    assert readout(opened).startswith("T2W")
+    assert readout(opened).startswith("T2 ")
     opened.execute_script("document.querySelector('canvas').focus()")
     press(opened, "4")
-    assert readout(opened).startswith("T2F")
+    assert readout(opened).startswith("FLAIR")
 
 
 def test_regions_are_outlined_filled_or_taken_away(opened: Chrome) -> None:
@@ -306,6 +319,7 @@ def test_probabilities_lie_over_the_scan_where_they_were_asked_for(opened: Chrom
     )
     press(opened)
     assert all(coloured(opened, plane) > 100 for plane in ("axial", "coronal", "sagittal"))
+    assert opened.execute_script("return getComputedStyle(document.querySelector('.heat')).display") != "none"
 
 
 def test_a_picture_can_be_read_and_scrolls_within_its_frame(opened: Chrome) -> None:

@@ -115,7 +115,7 @@ class Reader(HTMLParser):
         self.texts.append((self.open[-1] if self.open else "", data))
 
     def text(self) -> str:
-        return " ".join(text for tag, text in self.texts if tag not in {"script", "style"})
+        return " ".join(" ".join(text for tag, text in self.texts if tag not in {"script", "style"}).split())
 
 
 def rows_of(page: str) -> list[list[str]]:
@@ -180,7 +180,10 @@ def test_what_is_the_same_for_all_cases_is_said_once(folder):
         ("Removed", "ED 3 (212 mm³), ET 1 (20 mm³)"),
     ]
     headings = re.findall(r"<button type=\"button\">(.*?)</button></th>", page)
-    assert headings == ["Case", "Status", "WT", "TC", "ET", "Thresholds", "ET/WT", "Agreement", "Notes", "Seconds"]
+    assert headings == [
+        *("Case", "Status", *(f"{region} <small>mL</small>" for region in ("WT", "TC", "ET"))),
+        *("Thresholds", "ET/WT", "Agreement", "Notes", "Seconds"),
+    ]
 
 
 def test_columns_of_which_no_case_says_anything_are_left_out(folder):
@@ -202,6 +205,14 @@ def test_thresholds_that_do_nothing_say_so(folder):
     assert "subtype 2: leave it alone" in rows_of(page)[0]
 
 
+def test_the_volumes_stand_beside_the_picture(folder):
+    page = render_page(*record(), folder)
+    assert re.findall(r'<p class="volumes">(.*?)</p>', page) == [
+        "WT 101.2 mL · TC 30.5 mL · ET 9.8 mL",
+        "WT 20.0 mL · TC 0.0 mL · ET 0.0 mL",
+    ]
+
+
 def test_every_note_is_in_the_section_of_its_case(folder):
     page = render_page(*record(), folder)
     section = page[page.index('id="case-1"') : page.index('id="case-2"')]
@@ -211,7 +222,7 @@ def test_every_note_is_in_the_section_of_its_case(folder):
 
 def test_the_error_of_a_failed_case_stands_where_its_picture_would(folder):
     page = render_page(*record(), folder)
-    section = page[page.index('<section id="case-2"') :]
+    section = page[page.index('id="case-2"') :]
     assert '<p class="failure">No result: t2f cannot be read</p>' in section[: section.index("</section>")]
     assert "No pictures" not in section[: section.index("</section>")]
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from inference.labels import REGIONS, SEQUENCES, Label
 from inference.report import volumes
-from inference.report.volumes import LABEL_STEP, viewer_script
+from inference.report.volumes import CLASS_STEP, viewer_script
 
 SPACING = (1.0, 1.0, 1.0)
 
@@ -50,9 +50,11 @@ def volume_of(sheet: str, content: dict) -> np.ndarray:
 def test_labels_come_back_voxel_by_voxel():
     data, labels = case()
     _, content = content_of(viewer_script("a", data, labels, SPACING))
-    found = volume_of(content["labels"], content)
+    found = volume_of(content["classes"], content)
     box = tuple(slice(at, at + n) for at, n in zip(content["corner"], content["shape"], strict=True))
-    assert np.array_equal(found, labels[box] * LABEL_STEP)
+    brain = (data[0] != 0)[box] | (labels[box] > 0)
+    assert not brain.all()
+    assert np.array_equal(found, np.where(brain, labels[box] + 1, 0) * CLASS_STEP)
 
 
 def test_sequences_come_back_nearly_and_the_background_stays_dark():
