@@ -21,8 +21,8 @@ from inference.refine.components import connected_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import Subtype, SubtypeModel
 
+# Of component volumes: a spacing of 0.9999999 mm, as headers have it, counts as 1.
 _MM3_DIGITS = 3
-"""Component volumes are rounded to so many digits: a spacing of 0.9999999 mm, as headers have it, counts as 1."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ def remove_components(
     if not labels.any():
         return cleaned, {label.name: Removed(0, 0.0) for label in TUMOUR_LABELS}
     box = bounding_box(labels > 0)
+    # Of equal values: where two labels touch, each has a component of its own.
     components = connected_components(labels[box])
     volumes = np.round(np.bincount(components.ravel()) * math.prod(spacing), _MM3_DIGITS)
     label_of = np.zeros(volumes.shape, np.uint8)
@@ -90,7 +91,7 @@ def relabel_by_ratio(labels: NDArray[np.uint8], smallest_ratio: float) -> tuple[
     if whole == 0:
         return labels, None, False
     ratio = float(np.count_nonzero(enhancing) / whole)
-    if not 0 < ratio < smallest_ratio:
+    if not 0 < ratio < smallest_ratio:  # 0: a tumour that does not enhance, with nothing to relabel
         return labels, ratio, False
     return np.where(enhancing, np.uint8(Label.NCR), labels), ratio, True
 
@@ -107,8 +108,19 @@ def refine(
     Where there is a model the subtype is found and recorded, whichever thresholds rule. A tumour without a subtype gets
     the thresholds of all cases.
     """
-    subtype = _find_subtype(labels, spacing, data, model)
-    thresholds, thresholds_of = _choose_thresholds(subtype, tables)
+    subtype: Subtype | NoFeatures
+    if model is None:
+        subtype = NoFeatures("the bundle has no subtype model")
+    else:
+        features = extract_features(data, region_mask(labels, "WT"), spacing, model.extraction)
+        subtype = features if isinstance(features, NoFeatures) else model.assign(features)
+    if tables.use == "global":
+        thresholds, thresholds_of = tables.overall, "all cases: the bundle uses one set of thresholds"
+    elif isinstance(subtype, NoFeatures):
+        thresholds, thresholds_of = tables.overall, f"all cases: no subtype, since {subtype.reason}"
+    else:
+        thresholds, thresholds_of = tables.subtypes[subtype.cluster], f"subtype {subtype.cluster}"
+    # In this order, as in the paper: what is removed first no longer counts in the ratio.
     cleaned, removed = remove_components(labels, spacing, thresholds.smallest_component_mm3)
     final, ratio, relabelled = relabel_by_ratio(cleaned, thresholds.et_wt_ratio)
     return final, RefinementRecord(
@@ -121,25 +133,3 @@ def refine(
         et_wt_ratio=ratio,
         et_relabelled=relabelled,
     )
-
-
-def _find_subtype(
-    labels: NDArray[np.uint8],
-    spacing: tuple[float, float, float],
-    data: NDArray[np.float32],
-    model: SubtypeModel | None,
-) -> Subtype | NoFeatures:
-    """The subtype of the largest whole-tumour component, or why there is none."""
-    if model is None:
-        return NoFeatures("the bundle has no subtype model")
-    features = extract_features(data, region_mask(labels, "WT"), spacing, model.extraction)
-    return features if isinstance(features, NoFeatures) else model.assign(features)
-
-
-def _choose_thresholds(subtype: Subtype | NoFeatures, tables: ThresholdTables) -> tuple[Thresholds, str]:
-    """The thresholds that rule a case, and whose they are."""
-    if tables.use == "global":
-        return tables.overall, "all cases: the bundle uses one set of thresholds"
-    if isinstance(subtype, NoFeatures):
-        return tables.overall, f"all cases: no subtype, since {subtype.reason}"
-    return tables.subtypes[subtype.cluster], f"subtype {subtype.cluster}"

@@ -12,12 +12,16 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+# Corners of a cube (Z, Y, X); the position in this list is the bit of a cube's kind that says whether it is inside.
 _CORNERS = tuple((z, y, x) for z in (0, 1) for y in (0, 1) for x in (0, 1))
-"""Corners of a cube; the position is the bit of a cube's kind."""
 
+# Corners at the ends of a cube's edges.
 _EDGES = ((0, 1), (0, 2), (0, 4), (1, 3), (1, 5), (2, 3), (2, 6), (3, 7), (4, 5), (4, 6), (5, 7), (6, 7))
-"""Corners at the ends of a cube's edges."""
 
+# For each kind of cube below 128, the edges (in hexadecimal) in whose middles the corners of its triangles lie. The
+# surface separates the corners inside from those outside; a kind from 128 has that of its complement, turned. Of the
+# surfaces that do so (Lorensen & Cline 1987, https://doi.org/10.1145/37401.37422) these are the ones whose areas and
+# volumes are those that pyradiomics 3.0.1 measures, at voxels of any size.
 _TRIANGLES = """
     - 210 034 132342 651 260650 034651 654534642 357 210357 054574 152572742 671731 267270730 014164674 672742 289
     890910 034289 139349489 651289 895965850 034651289 483893963653 289357 890910357 054574289 159574549489
@@ -33,12 +37,6 @@ _TRIANGLES = """
     4a0ab0b60610 0323ab3b2b62 13a1a6ab6 2414a1ab1b51 4a0ab0b50 012ab3b53 ab3b53 246436356ab7 430156ab7 052562ab7
     156ab7 241431ab7 430ab7 012ab7 ab7
 """
-"""For each kind of cube below 128, the edges (in hexadecimal) in whose middles the corners of its triangles lie.
-
-The surface separates the corners inside from those outside; a kind from 128 has that of its complement, turned. Of the
-surfaces that do so (Lorensen & Cline 1987, https://doi.org/10.1145/37401.37422) these are the ones whose areas and
-volumes are those that pyradiomics 3.0.1 measures, at voxels of any size.
-"""
 
 
 def shape_features(tumour: NDArray[np.bool_], spacing: tuple[float, float, float]) -> dict[str, float]:
@@ -52,6 +50,7 @@ def shape_features(tumour: NDArray[np.bool_], spacing: tuple[float, float, float
     area, volume = _mesh(mask, (float(edges[0]), float(edges[1]), float(edges[2])))
     points = _mesh_points(mask)
     least, minor, major = _axis_variances(mask, edges)
+    # 4 standard deviations for an axis is pyradiomics' definition; that of a solid ellipsoid would be 2 √5.
     return {
         "Elongation": float(np.sqrt(minor / major)),
         "Flatness": float(np.sqrt(least / major)),
@@ -74,12 +73,9 @@ def _axis_variances(mask: NDArray[np.bool_], edges: NDArray[np.float64]) -> NDAr
     """Variances in mm² along the principal axes of a mask (Z, Y, X), smallest first."""
     positions = np.argwhere(mask) * edges
     positions -= positions.mean(axis=0)
-    # Of a flat mask the smallest may come out a rounding below zero.
+    # Over n, not n - 1, as pyradiomics does; of a flat mask the smallest may come out a rounding below zero.
     variances: NDArray[np.float64] = np.linalg.eigvalsh(positions.T @ positions / len(positions)).clip(min=0)
     return variances
-
-
-# -- mesh
 
 
 def _mesh(mask: NDArray[np.bool_], edges: tuple[float, float, float]) -> tuple[float, float]:
@@ -114,9 +110,6 @@ def _cubes(edges: tuple[float, float, float]) -> tuple[NDArray[np.float64], NDAr
     )
 
 
-# -- diameters
-
-
 def _mesh_points(mask: NDArray[np.bool_]) -> NDArray[np.int64]:
     """Vertices of the mesh (points, 3) in half voxels (Z, Y, X): between voxels inside and their neighbours outside."""
     points = []
@@ -142,6 +135,7 @@ def _largest_distance_in_planes(points: NDArray[np.int64], edges: NDArray[np.flo
     starts = np.flatnonzero(np.diff(ends[:, axis], prepend=-1))
     planes = np.split(ends * (edges / 2), starts[1:])
     bounds = [float(np.linalg.norm(np.ptp(plane, axis=0))) for plane in planes]
+    # The diagonal of a plane's box bounds its distances, so that most planes need not be looked into.
     largest = 0.0
     for index in np.argsort(bounds)[::-1]:
         if bounds[index] <= largest:
@@ -154,6 +148,7 @@ def _largest_distance(points: NDArray[np.int64], edges: NDArray[np.float64]) -> 
     """Largest distance in mm between any two points, which do not all lie in one plane."""
     from scipy.spatial import ConvexHull
 
+    # The two points that are farthest apart are corners of the convex hull, which has few.
     ends = _row_ends(points, 0) * (edges / 2)
     return _largest_pair(ends[ConvexHull(ends).vertices])
 

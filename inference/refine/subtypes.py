@@ -7,18 +7,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.tables import SubtypeTables
-from inference.refine.radiomics import (
-    FEATURE_NAMES,
-    ExtractionSettings,
-    FeatureVector,
-    check_feature_names,
-    parse_settings,
-    settings_to_json,
-)
+from inference.refine.radiomics import FEATURE_NAMES, ExtractionSettings, check_feature_names, parse_settings
 
 
 @dataclass(frozen=True)
@@ -57,13 +51,14 @@ class SubtypeModel:
         projected: NDArray[np.float64] = (self._scaled(values) - self.pca_mean) @ self.pca_components.T
         return projected
 
-    def assign(self, features: FeatureVector) -> Subtype:
-        """The subtype whose centroid is nearest, as scikit-learn's `KMeans.predict` has it."""
-        distances = np.linalg.norm(self.centroids - self.project(features.values), axis=1)
+    def assign(self, values: NDArray[np.float64]) -> Subtype:
+        """The subtype of a tumour with these features (386,): the nearest centroid, as in scikit-learn."""
+        distances = np.linalg.norm(self.centroids - self.project(values), axis=1)
         return Subtype(int(np.argmin(distances)), tuple(np.sort(distances)[:2].tolist()))
 
     def _scaled(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         if self.scaling == "l2":
+            # A vector of zeros stays one, as in scikit-learn.
             lengths = np.linalg.norm(values, axis=-1, keepdims=True)
             scaled: NDArray[np.float64] = values / np.where(lengths > 0, lengths, 1)
             return scaled
@@ -80,15 +75,7 @@ def subtype_model(tables: SubtypeTables, file: str = "subtypes.json") -> Subtype
     Raises :class:`BundleError`, naming `file`, where the features or their settings are not ones that can be extracted.
     """
     check_feature_names(tables.features, file)
-    return SubtypeModel(
-        extraction=parse_settings(tables.extraction, file),
-        scaling=tables.scaling,
-        pca_mean=tables.arrays["pca_mean"],
-        pca_components=tables.arrays["pca_components"],
-        centroids=tables.arrays["centroids"],
-        mean=tables.arrays.get("mean"),
-        scale=tables.arrays.get("scale"),
-    )
+    return SubtypeModel(parse_settings(tables.extraction, file), tables.scaling, **tables.arrays)
 
 
 def subtype_tables(model: SubtypeModel) -> SubtypeTables:
@@ -96,7 +83,7 @@ def subtype_tables(model: SubtypeModel) -> SubtypeTables:
     arrays = {name: getattr(model, name) for name in ("pca_mean", "pca_components", "centroids", "mean", "scale")}
     return SubtypeTables(
         features=FEATURE_NAMES,
-        extraction=settings_to_json(model.extraction),
+        extraction=msgspec.to_builtins(model.extraction),
         scaling=model.scaling,
         clusters=len(model.centroids),
         arrays={name: array for name, array in arrays.items() if array is not None},

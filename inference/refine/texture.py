@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,10 @@ from inference.refine.components import connected_components
 Values = NDArray[np.float64]
 Levels = NDArray[np.int64]
 
+# One of each two opposite steps to a neighbour: both meet the same pairs of voxels.
 _DIRECTIONS: Final = [step for step in product((-1, 0, 1), repeat=3) if step > (0, 0, 0)]
-"""One of each two opposite steps to a neighbour."""
-
+# Keeps logarithms and quotients finite; pyradiomics adds the same number.
 _EPSILON: Final = float(np.spacing(1))
-"""Keeps logarithms and quotients finite, as in pyradiomics."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +64,7 @@ def intensity_features(
     """
     inside = values[tumour]
     own = _grey_levels(inside, bin_width, bin_count)
+    # With a margin a neighbour is a fixed step away in flat memory, without looking for the edge of the box.
     padded = np.zeros([side + 2 for side in tumour.shape], np.int64)
     padded[1:-1, 1:-1, 1:-1][tumour] = own
     grid = _Grid(padded, np.flatnonzero(padded), own, np.flatnonzero(np.bincount(own)))
@@ -72,15 +72,12 @@ def intensity_features(
         return {
             "firstorder": _first_order(inside, grid, voxel_mm3),
             "glcm": _cooccurrence(_pairs(grid), grid),
+            # The words are those of which pyradiomics makes the names of each kind's features.
             "gldm": _sizes(
-                *_dependences(grid),
-                grid,
-                _SizeNames("Dependence", "Dependence", "GrayLevel", "SmallDependence", "LargeDependence"),
+                *_dependences(grid), grid, "Dependence Dependence GrayLevel SmallDependence LargeDependence"
             ),
-            "glrlm": _sizes(*_runs(grid), grid, _SizeNames("Run", "RunLength", "GrayLevelRun", "ShortRun", "LongRun")),
-            "glszm": _sizes(
-                *_zones(grid), grid, _SizeNames("Zone", "SizeZone", "GrayLevelZone", "SmallArea", "LargeArea")
-            ),
+            "glrlm": _sizes(*_runs(grid), grid, "Run RunLength GrayLevelRun ShortRun LongRun"),
+            "glszm": _sizes(*_zones(grid), grid, "Zone SizeZone GrayLevelZone SmallArea LargeArea"),
             "ngtdm": _neighbourhood(grid),
         }
 
@@ -91,6 +88,7 @@ def _grey_levels(inside: Values, bin_width: float | None, bin_count: int | None)
         edges = np.histogram_bin_edges(inside, bin_count or 1)
         edges[-1] += 1  # the largest value belongs to the last bin
     else:
+        # So the bins of all tumours have their edges at the same intensities (pyradiomics' getBinEdges).
         low = inside.min() - inside.min() % bin_width
         edges = np.arange(low, inside.max() + 2 * bin_width, bin_width)
     return np.digitize(inside, edges)
@@ -150,7 +148,7 @@ def _dependences(grid: _Grid) -> tuple[Values, Values]:
     equal = np.zeros(grid.own.size, np.int64)
     for direction in _DIRECTIONS:
         offset = grid.offset(direction)
-        equal += grid.levels_at(offset) == grid.own
+        equal += grid.levels_at(offset) == grid.own  # pyradiomics' alpha of 0: equal levels alone depend
         equal += grid.levels_at(-offset) == grid.own
     counts = np.bincount(grid.own * 27 + equal, minlength=(grid.highest + 1) * 27).reshape(-1, 27, 1)
     return counts[grid.present].astype(np.float64), np.arange(1.0, 28.0)
@@ -166,9 +164,8 @@ def _runs(grid: _Grid) -> tuple[Values, Values]:
         offset = grid.offset(direction)
         first = grid.levels_at(-offset) != grid.own
         place, level = grid.places[first], grid.own[first]
-        as_long = np.zeros(
-            (longest + 1, grid.highest + 1), np.int64
-        )  # runs of a level that have so many voxels or more
+        # By length and level, the runs of that length or longer; differences give those of just that length.
+        as_long = np.zeros((longest + 1, grid.highest + 1), np.int64)
         for length in range(longest):
             as_long[length] = np.bincount(level, minlength=grid.highest + 1)
             place = place + offset
@@ -204,19 +201,9 @@ def _zones(grid: _Grid) -> tuple[Values, Values]:
 # -- features of the counts
 
 
-class _SizeNames(NamedTuple):
-    """Words of which pyradiomics makes the names of a kind's features."""
-
-    what: str
-    size: str
-    gray: str
-    small: str
-    large: str
-
-
-def _sizes(counts: Values, sizes: Values, grid: _Grid, names: _SizeNames) -> dict[str, float]:
+def _sizes(counts: Values, sizes: Values, grid: _Grid, words: str) -> dict[str, float]:
     """Features of how often grey levels have sizes (levels, sizes, directions), under the names of their kind."""
-    what, size, gray, small, large = names
+    what, size, gray, small, large = words.split()
     level2, size2 = grid.present[:, None, None] ** 2.0, sizes[:, None] ** 2
     total = counts.sum(axis=(0, 1))
     shares, of_level, of_size = counts / total, counts.sum(axis=1) / total, counts.sum(axis=0) / total
@@ -337,7 +324,7 @@ def _neighbourhood(grid: _Grid) -> dict[str, float]:
     both = share[:, None] + share
     return {
         "Busyness": float(spread / busy) if busy else 0.0,
-        "Coarseness": 1 / spread if spread else 1e6,
+        "Coarseness": 1 / spread if spread else 1e6,  # pyradiomics' value for a tumour of one grey level
         "Complexity": float((gaps * ((share * apart)[:, None] + share * apart) / both).sum() / own.size),
         "Contrast": float(
             (share[:, None] * share * gaps**2).sum() * apart.sum() / own.size / max(i.size * (i.size - 1), 1)

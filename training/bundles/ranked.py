@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from inference.bundle.tables import SubtypeTables, Thresholds
 from inference.errors import UsageError
 from inference.labels import SEQUENCES, TUMOUR_LABELS, Label
-from inference.refine.radiomics import FEATURE_NAMES, PRESETS, ExtractionSettings
+from inference.refine.radiomics import FEATURE_NAMES, PRESETS
 from inference.refine.subtypes import SubtypeModel, subtype_tables
 from inference.text import printable
 from training.bundles.foreign import sequence_of
@@ -247,7 +247,7 @@ def read_subtypes(pickled: Path) -> SubtypeTables:
     )
     _probe_order(np.vstack([mean, components]), pickled)
     # Its authors describe every tumour: what pyradiomics cannot describe gets the thresholds of the fallback.
-    extraction = ExtractionSettings(**{**vars(PRESETS["paper"]), "smallest_tumour_voxels": 1})
+    extraction = msgspec.structs.replace(PRESETS["paper"], smallest_tumour_voxels=1)
     return subtype_tables(SubtypeModel(extraction, "l2", mean, components, centres))
 
 

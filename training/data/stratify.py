@@ -46,7 +46,7 @@ def _features_of(entry: CaseEntry, config: RunConfig) -> NDArray[np.float64]:
     features = extract_features(data, region_mask(labels, "WT"), SPACING, extraction_settings(config))
     if isinstance(features, NoFeatures):
         raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
-    return features.values
+    return features
 
 
 def stratify(config: RunConfig, work: Path, *, jobs: int = 1) -> None:

@@ -87,7 +87,7 @@ def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
     whole = np.zeros(data.shape[1:], np.bool_)
     whole[tuple(slice(start, start + length) for start, length in zip(corner, mask.shape, strict=True))] = mask
     features = extract_features(data, whole, SPACING, extraction_settings(config))
-    return None if isinstance(features, NoFeatures) else features.values
+    return None if isinstance(features, NoFeatures) else features
 
 
 def _predicted_subtypes(

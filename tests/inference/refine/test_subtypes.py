@@ -12,7 +12,7 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from inference.bundle.tables import parse_subtypes, subtypes_to_json
 from inference.errors import BundleError
-from inference.refine.radiomics import FEATURE_NAMES, PRESETS, FeatureVector
+from inference.refine.radiomics import FEATURE_NAMES, PRESETS
 from inference.refine.subtypes import SubtypeModel, subtype_model, subtype_tables
 
 
@@ -39,7 +39,7 @@ def fitted(scaling: str, clusters: int = 4) -> tuple[SubtypeModel, Pipeline]:
 def test_assignment_equals_scikit_learn(scaling: str) -> None:
     model, pipeline = fitted(scaling)
     unseen = tumours(200, seed=1)
-    found = [model.assign(FeatureVector(values)) for values in unseen]
+    found = [model.assign(values) for values in unseen]
     assert [subtype.cluster for subtype in found] == pipeline.predict(unseen).tolist()
     assert len({subtype.cluster for subtype in found}) > 2
     expected = np.sort(pipeline.transform(unseen), axis=1)[:, :2]
@@ -49,12 +49,12 @@ def test_assignment_equals_scikit_learn(scaling: str) -> None:
 def test_a_tumour_without_length_is_not_divided_by_zero() -> None:
     model, pipeline = fitted("l2")
     nothing = np.zeros(386)
-    assert model.assign(FeatureVector(nothing)).cluster == pipeline.predict(nothing[None])[0]
+    assert model.assign(nothing).cluster == pipeline.predict(nothing[None])[0]
 
 
 def test_a_single_subtype_has_one_distance() -> None:
     model, _ = fitted("standard", clusters=1)
-    subtype = model.assign(FeatureVector(tumours(1, seed=2)[0]))
+    subtype = model.assign(tumours(1, seed=2)[0])
     assert subtype.cluster == 0
     assert len(subtype.distances) == 1
 

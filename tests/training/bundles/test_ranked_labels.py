@@ -22,7 +22,7 @@ from inference.predict.engines.openvino_engine import OpenVinoEngine
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.networks import build_network
 from inference.predict.preprocess import preprocess, read_plan
-from inference.refine.radiomics import FeatureVector, extract_features
+from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import subtype_model
 from inference.settings import Profile
 from tests.inference.tiny import MEDNEXT, UNET
@@ -118,8 +118,8 @@ def restated(files: Files, bundle: Path, scan: Scan, outputs: int) -> NDArray[np
     labels[box_of(scan.data)] = predicted.transpose(2, 1, 0)
     fit, model = lookalike.fitted(), subtype_model(loaded.subtypes)
     features = extract_features(scan.data, labels > 0, scan.spacing, model.extraction)
-    assert isinstance(features, FeatureVector)
-    (cluster,) = fit["kmeans"].predict(fit["pca"].transform(fit["normalizer"].transform(features.values[None])))
+    assert not isinstance(features, NoFeatures)
+    (cluster,) = fit["kmeans"].predict(fit["pca"].transform(fit["normalizer"].transform(features[None])))
     small, ratio = (table["BraTS-SSA"][f"cluster_{cluster}"] for table in lookalike.thresholds())
     cleaned = labels.copy()
     for label in (1, 2, 3):

@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import Normalizer, StandardScaler
 
 from inference.errors import UsageError
-from inference.refine.radiomics import PRESETS, FeatureVector
+from inference.refine.radiomics import PRESETS
 from training.data.subtyping import fit_subtypes
 
 SETTINGS = PRESETS["paper"]
@@ -45,7 +45,7 @@ def test_it_is_scikit_learns_pipeline(scaling: str, scaler: Normalizer | Standar
     assert fit.clusters == tuple(kmeans.labels_.tolist())
     assert fit.silhouettes[4] == pytest.approx(silhouette_score(reduced, kmeans.labels_))
     unseen, _ = tumours(4, noise=1.0, seed=7)
-    found = [fit.model.assign(FeatureVector(values)).cluster for values in unseen]
+    found = [fit.model.assign(values).cluster for values in unseen]
     assert found == kmeans.predict(reduction.transform(unseen)).tolist()
 
 
@@ -63,7 +63,7 @@ def test_the_kept_components_explain_the_share_of_variance_and_no_more_than_need
 def test_the_tumours_that_were_fitted_are_assigned_their_own_subtype() -> None:
     features, _ = tumours(3, noise=1.5)
     fit = fit_subtypes(features, SETTINGS, scaling="standard")
-    assert tuple(fit.model.assign(FeatureVector(values)).cluster for values in features) == fit.clusters
+    assert tuple(fit.model.assign(values).cluster for values in features) == fit.clusters
 
 
 def test_the_same_seed_gives_the_same_model() -> None:
@@ -79,7 +79,7 @@ def test_too_few_tumours_are_one_subtype(count: int) -> None:
     fit = fit_subtypes(features, SETTINGS)
     assert fit.clusters == (0,) * count
     assert fit.silhouettes == {}
-    assert fit.model.assign(FeatureVector(features[0])).cluster == 0
+    assert fit.model.assign(features[0]).cluster == 0
 
 
 @pytest.mark.parametrize("scaling", ["l2", "standard"])
