@@ -55,7 +55,7 @@ def choice_of(tables: ThresholdTables) -> Choice:
 
 
 @dataclass(frozen=True)
-class LabelMap:
+class UnrefinedLabels:
     """A label map before refinement, and what is needed to foresee refinement's effect on it."""
 
     labels: NDArray[np.uint8]
@@ -75,7 +75,7 @@ class LabelMap:
         return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
 
 
-def label_map(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> LabelMap:
+def unrefined_labels(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> UnrefinedLabels:
     """Labels from region probabilities (3, X, Y, Z), and their components."""
     labels = labels_from_regions(probabilities, thresholds)
     components = connected_components(labels)
@@ -83,7 +83,7 @@ def label_map(probabilities: NDArray[np.float32], thresholds: tuple[float, float
     label_of = np.zeros(sizes.shape, np.uint8)
     label_of[components] = labels
     volumes = {label.name: np.sort(sizes[label_of == label]) for label in TUMOUR_LABELS}
-    return LabelMap(labels, volumes)
+    return UnrefinedLabels(labels, volumes)
 
 
 def refined(labels: NDArray[np.uint8], thresholds: Thresholds) -> NDArray[np.uint8]:
@@ -118,7 +118,7 @@ class Scorer:
     """Subtype of each case's predicted tumour; empty as long as there are none."""
     workers: Workers = field(default_factory=Workers)
     """The processes that score."""
-    _label_maps: dict[tuple[int, tuple[float, ...]], LabelMap] = field(default_factory=dict)
+    _unrefined: dict[tuple[int, tuple[float, ...]], UnrefinedLabels] = field(default_factory=dict)
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     @property
@@ -130,19 +130,19 @@ class Scorer:
         """Subtype of one case's predicted tumour."""
         return self.clusters[index] if self.clusters else None
 
-    def _label_map(self, index: int, choice: Choice) -> LabelMap:
+    def _unrefined_of(self, index: int, choice: Choice) -> UnrefinedLabels:
         key = (index, choice.regions)
-        if key not in self._label_maps:
-            self._label_maps[key] = label_map(self.ensembles[index], choice.regions)
-        return self._label_maps[key]
+        if key not in self._unrefined:
+            self._unrefined[key] = unrefined_labels(self.ensembles[index], choice.regions)
+        return self._unrefined[key]
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
         """The label map (X, Y, Z) of one case under `choice`, by the steps of inference."""
-        return refined(self._label_map(index, choice).labels, choice.of(self.cluster(index)))
+        return refined(self._unrefined_of(index, choice).labels, choice.of(self.cluster(index)))
 
     def _key(self, index: int, choice: Choice) -> tuple[object, ...]:
         thresholds = choice.of(self.cluster(index))
-        return (index, choice.regions, self._label_map(index, choice).effect(thresholds))
+        return (index, choice.regions, self._unrefined_of(index, choice).effect(thresholds))
 
     def prepare(self, indices: Iterable[int], choices: Sequence[Choice]) -> None:
         """Score all of these choices on all of these cases, the workers sharing what is not known yet."""
@@ -150,7 +150,7 @@ class Scorer:
         for index, choice in product(indices, choices):
             key = self._key(index, choice)
             if key not in self._known and key not in trials:
-                labels, thresholds = self._label_map(index, choice).labels, choice.of(self.cluster(index))
+                labels, thresholds = self._unrefined_of(index, choice).labels, choice.of(self.cluster(index))
                 trials[key] = (self.cases[index].reference, labels, thresholds)
         scores = self.workers.map(partial(_try, version=self.version), list(trials.values()), chunk=2)
         self._known.update(zip(trials, scores, strict=True))

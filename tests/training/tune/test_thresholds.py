@@ -12,7 +12,7 @@ import pytest
 
 from inference.labels import REGIONS, region_mask
 from training.config import TuningConfig, load_config
-from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, label_map, tables_of
+from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, tables_of, unrefined_labels
 from training.tune.out_of_fold import OutOfFold
 from training.tune.thresholds import (
     COMPONENT_GRID,
@@ -210,7 +210,7 @@ def test_the_foreseen_effect_is_that_of_refinement(smallest, ratio):
     from inference.bundle.tables import Thresholds
     from inference.refine.postprocess import relabel_by_ratio, remove_components
 
-    before = label_map(with_specks(), (0.5, 0.5, 0.5))
+    before = unrefined_labels(with_specks(), (0.5, 0.5, 0.5))
     thresholds = Thresholds({"NCR": 0.0, "ED": smallest, "ET": smallest}, ratio)
     cleaned, removed = remove_components(before.labels, (1, 1, 1), thresholds.smallest_component_mm3)
     counts = [removed[label].components for label in ("NCR", "ED", "ET")]
