@@ -15,14 +15,12 @@ from typing import Final
 from inference.errors import CaseError, FolderError, UsageError
 from inference.text import printable
 
+# What file systems without unnamed files answer (EISDIR: kernels before 3.11).
 _NO_UNNAMED: Final = frozenset({errno.EOPNOTSUPP, errno.EISDIR, errno.EINVAL, errno.ENOENT, errno.ENOSYS})
-"""What file systems without unnamed files answer (EISDIR: kernels before 3.11)."""
-
+# What forbids linking an unnamed file: no /proc (ENOENT), no hard links, or the rules of a sandbox.
 _NO_LINK: Final = _NO_UNNAMED | {errno.EPERM, errno.EACCES, errno.EXDEV, errno.EMLINK}
-"""What forbids linking an unnamed file: no /proc (ENOENT), no hard links, or the rules of a sandbox."""
-
+# Bytes in a file name on the usual file systems.
 _LONGEST_NAME: Final = 255
-"""Bytes in a file name on the usual file systems."""
 
 
 def write_whole(path: Path, contents: bytes) -> None:
@@ -76,7 +74,9 @@ def prepare_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:
-        raise FolderError(f"{printable(str(folder))}: cannot be written to (it is a file, not a folder)") from error
+        # Links are followed: what is there and does not exist is one whose end is missing, or that leads to itself.
+        kind = "a file" if folder.exists() else "a link that leads nowhere"
+        raise FolderError(f"{printable(str(folder))}: cannot be written to (it is {kind}, not a folder)") from error
     except OSError as error:
         raise FolderError(f"{printable(str(folder))}: cannot be created ({error.strerror or error})") from error
     try:
@@ -127,7 +127,7 @@ def check_name(identifier: str, suffix: str = ".nii.gz") -> None:
         found = "control characters, or a backslash"
     elif "/" in identifier:
         found = "a slash"
-    elif not identifier or identifier.startswith("."):
+    elif not identifier or identifier.startswith("."):  # hidden, and `..` leads out of the folder
         found = "a leading dot" if identifier else "no character"
     elif (size := len(os.fsencode(identifier + suffix))) > _LONGEST_NAME:
         problem, found = "its name is too long for the result", f"{size} bytes"
@@ -184,7 +184,7 @@ def _link_unnamed(path: Path, contents: bytes) -> bool:
             if error.errno in _NO_LINK:
                 return False
             raise
-    _flush(path.parent)
+    _flush(path.parent)  # the name is an entry of the folder, which may be lost though the file is not
     return True
 
 

@@ -390,6 +390,10 @@ def test_what_takes_no_files_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
         prepare_folder(tmp_path / "file")
     with pytest.raises(FolderError, match="cannot be created"):
         prepare_folder(tmp_path / "file" / "below")
+    for name, target in (("loop", "loop"), ("broken", "nowhere")):
+        (tmp_path / name).symlink_to(target)
+        with pytest.raises(FolderError, match="it is a link that leads nowhere"):
+            prepare_folder(tmp_path / name)
     with pytest.raises(FolderError, match="cannot be created"):
         prepare_folder(Path("/proc/nowhere"))
 
