@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.store import Bundle, load_bundle
-from inference.intake.cases import Case
-from inference.intake.notes import Notes
 from inference.intake.scan import Scan
-from inference.labels import SEQUENCES, labels_from_regions, most_probable_labels
+from inference.labels import labels_from_regions, most_probable_labels
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
 from inference.refine.postprocess import RefinementRecord, refine
@@ -43,8 +38,8 @@ class System:
     def stamp(self, scans: str, *, noted: bool = False) -> str:
         """Name what a result was made from, in at most 79 characters for its header: bundle, profile and scans.
 
-        `scans` is :func:`digest_scans`. `noted` says that the scan was mended or is odd, so that a later run knows to
-        look at it again.
+        `scans` is :func:`inference.intake.cases.digest_scans`. `noted` says that the scan was mended or is odd, so that
+        a later run knows to look at it again.
         """
         return f"{self.made_by}{scans}{'!' * noted} {self.bundle.manifest.name}"[:79]
 
@@ -52,24 +47,6 @@ class System:
     def made_by(self) -> str:
         """Bundle and profile, as every stamp begins."""
         return f"{self.bundle.digest[:16]} {self.profile.value} "
-
-
-def digest_scans(case: Case) -> str:
-    """:func:`digest_files` of a case's scans, in the order of the sequences."""
-    return digest_files(case.id, [case.paths[sequence] for sequence in SEQUENCES])
-
-
-def digest_files(case: str, paths: Iterable[Path]) -> str:
-    """First 16 digits of the SHA-256 of a case's files, in their order (CaseError)."""
-    digest = hashlib.sha256()
-    for path in paths:
-        try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(descriptor, "rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-        except OSError as error:
-            raise Notes(case, path.name).unreadable(error) from error
-    return digest.hexdigest()[:16]
 
 
 def open_system(
@@ -129,19 +106,19 @@ def predict_regions(
         system.bundle.models,
         system.engine,
         system.profile,
-        orientation=system.bundle.orientation,
+        orientation=system.bundle.manifest.orientation,
         progress=progress,
-        compare_at=system.bundle.region_thresholds if compare else None,
+        compare_at=system.bundle.thresholds.regions if compare else None,
     )
 
 
 def label_regions(scan: Scan, regions: RegionProbabilities, system: System) -> Result:
     """Second half: labels from regions, the subtype of the whole tumour, and cleaning with the thresholds that rule."""
     bundle = system.bundle
-    if bundle.decision == "argmax":
+    if bundle.manifest.decision == "argmax":
         predicted = most_probable_labels(regions.array)
     else:
-        predicted = labels_from_regions(regions.array, bundle.region_thresholds)
+        predicted = labels_from_regions(regions.array, bundle.thresholds.regions)
     labels, refinement = refine(predicted, scan.spacing, scan.data, system.subtypes, bundle.thresholds)
     return Result(labels, regions, refinement)
 

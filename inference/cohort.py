@@ -13,9 +13,9 @@ from typing import Final, TypeVar, TypeVarTuple
 
 import numpy as np
 
-from inference.case import EMPTY_TUMOUR, System, describe, digest_scans, label_regions, predict_regions
+from inference.case import EMPTY_TUMOUR, System, describe, label_regions, predict_regions
 from inference.errors import CaseError, GliomaError, reason
-from inference.intake.cases import Case, CaseListing
+from inference.intake.cases import Case, CaseListing, digest_scans
 from inference.intake.label_map import holds_fractions, write_labels
 from inference.intake.scan import Scan, any_geometry, read_scan
 from inference.labels import REGIONS

@@ -13,7 +13,7 @@ from inference.case import System
 from inference.errors import CaseError
 from inference.intake.cases import Case
 from inference.intake.nifti import open_image
-from inference.intake.scan import Scan
+from inference.intake.scan import SIDE_BY_SIDE, Scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import free_memory
 from inference.predict.networks import shuffle_factor
@@ -37,8 +37,6 @@ _ACTIVATIONS: Final = 0.75
 """Arrays of the widest layer at full resolution that an engine holds (.7 OpenVINO in bfloat16, .8 torch)."""
 FINISHING: Final = 24
 """On the scan's grid: labels, their components, and the intensities of one sequence in float64."""
-_SIDE_BY_SIDE: Final = 2**24
-"""Voxels up to which intake decodes the four sequences at the same time."""
 
 
 def need_to_read(case: Case) -> int:
@@ -52,7 +50,7 @@ def need_to_read(case: Case) -> int:
         return 0
     voxels = math.prod(images[0].geometry.shape)
     decoded = [voxels * (image.dtype.itemsize + _DECODED) for image in images]
-    decoding = sum(decoded) if voxels <= _SIDE_BY_SIDE else max(decoded)
+    decoding = sum(decoded) if voxels <= SIDE_BY_SIDE else max(decoded)
     return voxels * _SCAN + max(decoding, voxels * _PROBABILITIES)
 
 

@@ -14,11 +14,11 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from inference.case import System, describe, digest_scans, open_system, segment
+from inference.case import System, describe, open_system, segment
 from inference.errors import CaseError, UsageError
 from inference.files import check_name, whole_file
-from inference.intake.cases import Case
-from inference.intake.geometry import Geometry
+from inference.intake.cases import Case, digest_scans
+from inference.intake.label_map import image_bytes
 from inference.intake.scan import read_scan
 from inference.labels import SEQUENCES
 from inference.report.record import CaseRecord
@@ -93,7 +93,11 @@ class Segmenter:
         with self._turn:
             result = segment(scan, self._system)
         seconds = {"read": round(read - begin, 3), "segment": round(time.perf_counter() - read, 3)}
-        image = _as_image(result.labels, scan.geometry, self._system.stamp(digest, noted=scan.is_noted))
+        # The image that would be read back from the file of the command line, held in memory.
+        kind = nib.Nifti2Image if isinstance(scan.geometry.header, nib.Nifti2Header) else nib.Nifti1Image
+        stamp = self._system.stamp(digest, noted=scan.is_noted)
+        read_back = kind.from_bytes(image_bytes(result.labels, scan.geometry, stamp=stamp))
+        image = nib.Nifti1Image(np.asarray(read_back.dataobj), read_back.affine, read_back.header)
         record = replace(describe(scan, result), seconds=seconds)
         return Segmentation(np.asarray(image.dataobj), image.affine, image, record)
 
@@ -103,6 +107,7 @@ def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
     if isinstance(sequence, tuple):
         if len(sequence) != 2 or np.shape(sequence[1]) != (4, 4):
             raise UsageError(f"{name}: expected a pair of an array and its 4 × 4 affine")
+        # float32 holds every value that scans have exactly; NIfTI has no 64-bit integers that all readers take.
         sequence = nib.Nifti1Image(np.asarray(sequence[0], np.float32), np.asarray(sequence[1], np.float64))
     if isinstance(sequence, nib.spatialimages.SpatialImage):
         path = folder / f"{name}.nii"
@@ -111,13 +116,3 @@ def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
     if isinstance(sequence, np.ndarray):
         raise UsageError(f"{name}: an array needs its affine: pass (array, affine)")
     return Path(sequence)
-
-
-def _as_image(labels: NDArray[np.uint8], geometry: Geometry, stamp: str) -> nib.Nifti1Image:
-    """Labels (X, Y, Z; canonical RAS) as the image that would be read back from their file."""
-    header = geometry.new_header()
-    header["descrip"] = stamp.encode()
-    stored = geometry.from_canonical(labels)
-    kind = nib.Nifti2Image if isinstance(header, nib.Nifti2Header) else nib.Nifti1Image
-    image = kind.from_bytes(header.binaryblock + bytes(4) + stored.tobytes(order="F"))
-    return nib.Nifti1Image(np.asarray(image.dataobj), image.affine, image.header)

@@ -17,36 +17,29 @@ from inference.text import times
 
 _Scalar = TypeVar("_Scalar", bound="np.generic[object]")
 
+# The header fields that say where the voxels lie, beside the first four of pixdim. Nothing else of an input's header
+# goes into an output: a description or a display range of the t1n says nothing about labels.
 _SPATIAL_FIELDS: Final = (
     "xyzt_units", "qform_code", "sform_code", "quatern_b", "quatern_c", "quatern_d",
     "qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z",
 )  # fmt: skip
-"""The header fields that say where the voxels lie, beside the first four of pixdim. Nothing else of an input's header
-goes into an output."""
 
+# Volume of a voxel over the product of its edges, below which an affine counts as singular.
 _FLAT: Final = 1e-3
-"""Volume of a voxel over the product of its edges, below which an affine counts as singular."""
-
-SHEAR_NOTED: Final = 1e-3
-"""Largest cosine between two voxel axes that passes without a word."""
-
-SHEAR_REFUSED: Final = 0.1
-"""Largest cosine between two voxel axes that is accepted: about 6 degrees from a right angle."""
-
-OBLIQUE_NOTED: Final = 10.0
-"""Degrees between voxel axes and anatomical axes from which a scan is said not to be in atlas space."""
-
-SPACING_LIMITS: Final = (0.1, 10.0)
-"""Smallest and largest voxel edge, in mm, that is accepted."""
-
-LARGEST_VOLUME: Final = 2.0**27
-"""Largest field of view in mm³ (a cube of 512 mm): on the networks' grid of about 1 mm it is as many voxels."""
-
-SAME_SIZE: Final = 0.01
-"""Largest relative difference between voxel sizes stated twice in a header that passes without a word."""
-
+# Cosines between two voxel axes. Rounding in float32 headers stays below the first; the second is about 6 degrees from
+# a right angle, and moves the end of a grid that is taken as rectangular by a tenth of its length.
+_SHEAR_NOTED: Final = 1e-3
+_SHEAR_REFUSED: Final = 0.1
+# Degrees between voxel axes and anatomical axes from which a scan is said not to be in atlas space.
+_OBLIQUE_NOTED: Final = 10.0
+# Voxel edges in mm, far beyond those of clinical scans.
+_SPACING_LIMITS: Final = (0.1, 10.0)
+# Field of view in mm³ (a cube of 512 mm). On the networks' grid of about 1 mm it is as many voxels, all in memory.
+_LARGEST_VOLUME: Final = 2.0**27
+# Relative difference between voxel sizes stated twice in a header; pixdim may be rounded.
+_SAME_SIZE: Final = 0.01
+# Spatial units of NIfTI beside millimetres and none. Where edges are those of a brain in mm, they are a mistake.
 _UNITS: Final = {1: "metres", 3: "micrometres"}
-"""Spatial units of NIfTI beside millimetres and none."""
 
 SAME_PLACE: Final = 0.1
 """Two images lie in the same place where no corner differs by more than this part of the smallest voxel edge."""
@@ -111,6 +104,7 @@ class Geometry:
 
     def same_as(self, other: Geometry) -> bool:
         """Whether an image written in this geometry has the very header of one written in the other."""
+        # Byte for byte, codes and both forms: a result is resumed only if it would be written the same again.
         return bool(self.new_header().binaryblock == other.new_header().binaryblock)
 
     def new_header(self, further: Sequence[int] = ()) -> nib.Nifti1Header:
@@ -124,7 +118,7 @@ class Geometry:
         for name in _SPATIAL_FIELDS:
             header[name] = self.header[name]
         header["pixdim"][:4] = self.header["pixdim"][:4]
-        header["vox_offset"] = int(header.sizeof_hdr) + 4
+        header["vox_offset"] = int(header.sizeof_hdr) + 4  # four bytes say that no extension follows
         header["scl_slope"], header["scl_inter"] = 1, 0
         return header
 
@@ -134,11 +128,12 @@ def check_place(found: Geometry, expected: Geometry, of: str, notes: Notes) -> N
 
     In canonical RAS the shapes must be equal, and every corner must lie in the same place to within a tenth of a voxel.
     """
+    # Corners, not affines: a small angle or scale in an affine is a large distance at the far end.
     if found.canonical_shape != expected.canonical_shape:
         shape = f"{times(expected.canonical_shape)} as {of}"
         raise notes.refusal("another shape", found=times(found.canonical_shape), expected=shape)
     distance, limit = found.displacement(expected), SAME_PLACE * min(expected.spacing)
-    if not distance <= limit:
+    if not distance <= limit:  # so that a distance that is not a number is refused, too
         raise notes.refusal(
             "another place, orientation or voxel size",
             found=f"corners up to {distance:.3g} mm from those of {of}",
@@ -178,7 +173,7 @@ def read_geometry(header: nib.Nifti1Header, shape: tuple[int, int, int], notes: 
 
 def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
     """The header's qform; as nibabel does on loading, without signs of voxel sizes, and with 1 for a size of 0."""
-    mended = header.copy()
+    mended = header.copy()  # the header itself is what results are written with
     sizes = np.abs(mended["pixdim"][1:4])
     mended["pixdim"][1:4] = np.where(sizes > 0, sizes, 1)
     if abs(float(mended["pixdim"][0])) != 1:
@@ -190,9 +185,9 @@ def _qform(header: nib.Nifti1Header) -> NDArray[np.float64] | None:
         return None
 
 
-def _usable(affine: NDArray[np.float64] | None) -> bool:
+def _usable(affine: NDArray[np.float64]) -> bool:
     """Whether an affine is finite and its voxels have a volume."""
-    if affine is None or not np.isfinite(affine).all():
+    if not np.isfinite(affine).all():
         return False
     with np.errstate(all="ignore"):
         edges = np.linalg.norm(affine[:3, :3], axis=0)
@@ -214,22 +209,17 @@ def _affine_in_force(header: nib.Nifti1Header, notes: Notes) -> NDArray[np.float
         notes.repairs.append(f"the {broken[0]} has no inverse, the {next(iter(usable))} was used")
     if not usable:
         notes.warnings.append("neither sform nor qform is set: left and right are a guess (x is taken to point left)")
-        return _affine_of_sizes(header, notes)
+        with np.errstate(all="ignore"):
+            base = np.asarray(header.get_base_affine(), np.float64)
+        if not _usable(base):
+            sizes = times(tuple(header["pixdim"][1:4]))
+            raise notes.refusal("voxel size, and neither sform nor qform", found=sizes, expected="three positive sizes")
+        return base
     if len(usable) == 2:
         distance = _distance(usable["sform"], usable["qform"], header["dim"][1:4])
         if distance > SAME_PLACE * float(np.linalg.norm(usable["sform"][:3, :3], axis=0).min()):
             notes.warnings.append(f"sform and qform disagree by up to {distance:.3g} mm, the sform was used")
     return next(iter(usable.values()))
-
-
-def _affine_of_sizes(header: nib.Nifti1Header, notes: Notes) -> NDArray[np.float64]:
-    """The affine that nibabel gives an image that has voxel sizes only."""
-    with np.errstate(all="ignore"):
-        base = np.asarray(header.get_base_affine(), np.float64)
-    if not _usable(base):
-        sizes = times(tuple(header["pixdim"][1:4]))
-        raise notes.refusal("voxel size, and neither sform nor qform", found=sizes, expected="three positive sizes")
-    return base
 
 
 def _distance(first: NDArray[np.float64], second: NDArray[np.float64], shape: Iterable[int]) -> float:
@@ -242,12 +232,12 @@ def _distance(first: NDArray[np.float64], second: NDArray[np.float64], shape: It
 def _check_edges(affine: NDArray[np.float64], shape: tuple[int, int, int], notes: Notes) -> None:
     """Refuse voxels, and fields of view, that are no brain scan's: on the networks' grid they could fill any memory."""
     edges = np.linalg.norm(affine[:3, :3], axis=0)
-    low, high = SPACING_LIMITS
+    low, high = _SPACING_LIMITS
     found = " × ".join(f"{edge:.4g}" for edge in edges) + " mm"
     if edges.min() < low or edges.max() > high:
         raise notes.refusal("voxel size", found=found, expected=f"edges of {low:g} to {high:g} mm")
-    if float(np.prod(edges * shape)) > LARGEST_VOLUME:
-        expected = f"at most {LARGEST_VOLUME / 1e6:.0f} litres"
+    if float(np.prod(edges * shape)) > _LARGEST_VOLUME:
+        expected = f"at most {_LARGEST_VOLUME / 1e6:.0f} litres"
         raise notes.refusal("field of view", found=f"{times(shape)} voxels of {found}", expected=expected)
 
 
@@ -255,21 +245,21 @@ def _check_angles(affine: NDArray[np.float64], notes: Notes) -> None:
     """Refuse sheared voxels, and note axes that are tilted away from the anatomical ones."""
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     shear = float(np.abs(axes.T @ axes - np.eye(3)).max())
-    if shear > SHEAR_REFUSED:
+    if shear > _SHEAR_REFUSED:
         degrees = float(np.degrees(np.arcsin(min(shear, 1.0))))
         found, expected = f"axes {degrees:.0f}° from a right angle", "axes at right angles: resample the scan"
         raise notes.refusal("sheared voxels", found=found, expected=expected)
-    if shear > SHEAR_NOTED:
+    if shear > _SHEAR_NOTED:
         notes.warnings.append(f"voxel axes are not quite at right angles (cosine {shear:.2g})")
     tilt = float(np.degrees(np.arccos(np.clip(np.abs(axes).max(axis=0), 0, 1))).max())
-    if tilt > OBLIQUE_NOTED:
+    if tilt > _OBLIQUE_NOTED:
         notes.warnings.append(f"voxel axes are tilted by {tilt:.0f}°: register the scan to the atlas first")
 
 
 def _check_statements(header: nib.Nifti1Header, affine: NDArray[np.float64], notes: Notes) -> None:
     """Note voxel sizes and units in the header that the affine in force contradicts; the affine counts."""
     stated, edges = np.asarray(header["pixdim"][1:4], np.float64), np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.all(np.abs(stated - edges) <= SAME_SIZE * edges):
+    if not np.all(np.abs(stated - edges) <= _SAME_SIZE * edges):
         sizes = " × ".join(f"{size:.4g}" for size in stated)
         notes.warnings.append(f"pixdim states voxels of {sizes} mm, against the affine, which was used")
     unit = _UNITS.get(int(header["xyzt_units"]) & 0x07)

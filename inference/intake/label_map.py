@@ -18,14 +18,12 @@ from inference.intake.nifti import open_image, read_contents, read_voxels, scale
 from inference.intake.notes import Notes
 from inference.labels import Label
 
+# Enhancing tumour in releases up to BraTS 2021.
 _OLD_ET: Final = 4
-"""Enhancing tumour in releases up to BraTS 2021."""
-
+# Distance from a whole number that counts as one: a slope in float32 leaves 2.9999998 of a label 3.
 _NEARLY_WHOLE: Final = 1e-4
-"""Largest distance from a whole number that counts as one: a slope in float32 leaves 2.9999998 of a label 3."""
-
+# Of gzip. Label maps shrink to some 50 kB in 20 ms; higher levels cost more time than they save.
 _COMPRESSION: Final = 4
-"""Label maps shrink to some 50 kB in 20 ms; higher levels cost more time than they save."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,11 +55,13 @@ def read_label_map(path: Path, case: str = "") -> LabelMap:
     ET is 3, or 4 in releases up to BraTS 2021: where no voxel is 3, 4 becomes 3. Raises CaseError, naming `case` or
     else the file, where the file is damaged or no image, or holds anything but labels.
     """
+    # A reference may be a cut-out of any size; the limit for scans is that of the networks.
     image = open_image(path, case or path.name, fewest=1)
     stored = read_voxels(image)
     values = np.empty(stored.shape, np.float32, order="F")
     scale_into(image, stored, values)
     with np.errstate(invalid="ignore"):  # NaN and infinite values, which are found to be no labels
+        # Rounding takes time, so only what is no whole number already is rounded: in most files nothing.
         labels = values.astype(np.uint8)
         unlike = (labels != values) | (labels > _OLD_ET)
         near = np.rint(values[unlike])
@@ -73,6 +73,7 @@ def read_label_map(path: Path, case: str = "") -> LabelMap:
     old = labels == _OLD_ET
     relabelled = bool(old.any())
     if relabelled:
+        # Both at once are no known convention, and either reading would be a guess.
         if (labels == Label.ET).any():
             raise image.notes.refusal("labels", found="both 3 and 4", expected="one of them, as enhancing tumour")
         labels[old] = Label.ET
@@ -114,6 +115,7 @@ def write_fractions(
 
 def holds_fractions(path: Path, geometry: Geometry, channels: int, *, stamp: str) -> bool:
     """Whether the file at `path` is whole, and one that write_fractions made with this geometry and stamp."""
+    # Its first bytes and its length say so; the values need not be looked at.
     expected = _header(geometry, (channels,), 1 / 255, stamp)
     whole = len(expected) + math.prod(geometry.shape) * channels
     try:
@@ -121,6 +123,14 @@ def holds_fractions(path: Path, geometry: Geometry, channels: int, *, stamp: str
     except CaseError:
         return False
     return len(contents) == whole and contents.startswith(expected)
+
+
+def image_bytes(values: NDArray[np.uint8], geometry: Geometry, *, slope: float = 1.0, stamp: str = "") -> bytes:
+    """The uncompressed file of an image (X, Y, Z) or (X, Y, Z, C), canonical RAS, in a place; see write_labels."""
+    if values.shape[:3] != geometry.canonical_shape:
+        raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
+    stored = geometry.from_canonical(values)
+    return _header(geometry, stored.shape[3:], slope, stamp) + stored.tobytes(order="F")
 
 
 def _header(geometry: Geometry, channels: tuple[int, ...], slope: float, stamp: str) -> bytes:
@@ -133,10 +143,7 @@ def _header(geometry: Geometry, channels: tuple[int, ...], slope: float, stamp: 
 
 
 def _write(values: NDArray[np.uint8], geometry: Geometry, path: Path, *, slope: float, stamp: str) -> None:
-    if values.shape[:3] != geometry.canonical_shape:
-        raise ValueError(f"array of {values.shape} for an image of {geometry.canonical_shape}")
-    stored = geometry.from_canonical(values)
-    contents = _header(geometry, stored.shape[3:], slope, stamp) + stored.tobytes(order="F")
+    contents = image_bytes(values, geometry, slope=slope, stamp=stamp)
     if path.suffix == ".gz":
-        contents = gzip.compress(contents, _COMPRESSION, mtime=0)
+        contents = gzip.compress(contents, _COMPRESSION, mtime=0)  # without a time the same labels are the same bytes
     write_whole(path, contents)

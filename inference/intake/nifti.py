@@ -23,29 +23,22 @@ from inference.intake.geometry import Geometry, read_geometry
 from inference.intake.notes import Notes
 from inference.text import times
 
-FEWEST_VOXELS: Final = 8
-"""Shortest axis that is accepted."""
-
-MOST_VOXELS_PER_AXIS: Final = 1024
-"""Longest axis that is accepted."""
-
-MOST_VOXELS: Final = 96 * 2**20
-"""Largest image: 480 × 480 × 310 at half a millimetre fits, and four of them in float32 are 1.1 GiB."""
-
+# Length of an axis. A single slice or a thumbnail is no brain scan, and networks halve each axis several times.
+_FEWEST_VOXELS: Final = 8
+_MOST_VOXELS_PER_AXIS: Final = 1024
+# Largest image: 480 × 480 × 310 at half a millimetre fits, and four of them in float32 are 1.1 GiB.
+_MOST_VOXELS: Final = 96 * 2**20
 _GZIP: Final = b"\x1f\x8b"
-
+# Deflate cannot compress more than 1032 : 1 (https://zlib.net/zlib_tech.html); gzip's own bytes come on top.
 _BEST_RATIO: Final = 1040
-"""Deflate cannot compress more than 1032 : 1."""
-
+# Bytes of a file in which the header is found, compressed or not, even where gzip begins with a long file name.
 _START: Final = 2**16
-"""Bytes of a file that are enough to find the header in."""
-
+# Largest offset of the first voxel, in bytes: what lies before it are header extensions, which hold texts.
 _FARTHEST_VOXELS: Final = 2**24
-"""Largest offset of the first voxel, in bytes: what lies before it are header extensions."""
-
+# Size of a header, and the magic of an image in one file; `ni1` and `ni2` are pairs of .hdr and .img.
 _MAGIC: Final[Mapping[int, bytes]] = {348: b"n+1", 540: b"n+2"}
-"""Size of a header, and the magic that an image in one file has in it."""
 
+# How other files begin that people give the name of a NIfTI file.
 _OTHERS: Final[Mapping[bytes, str]] = {
     b"version https://git-lfs": "a Git LFS pointer: the scan itself was not downloaded",
     b"/annex/objects": "a git-annex pointer: the scan itself was not downloaded",
@@ -61,7 +54,6 @@ _OTHERS: Final[Mapping[bytes, str]] = {
     b"\x93NUMPY": "a NumPy array",
     _GZIP: "gzip inside gzip",
 }
-"""How other files begin that people give the name of a NIfTI file."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +79,7 @@ class Image:
 
 
 @np.errstate(all="ignore")  # a header's numbers may be anything, and what is not finite is looked for
-def open_image(path: Path, case: str, *, fewest: int = FEWEST_VOXELS) -> Image:
+def open_image(path: Path, case: str, *, fewest: int = _FEWEST_VOXELS) -> Image:
     """Read and check the header of the NIfTI-1 or NIfTI-2 file at `path` (CaseError naming `case` and the file).
 
     `fewest` is the length of the shortest axis that is accepted.
@@ -122,6 +114,7 @@ def read_voxels(image: Image) -> NDArray[np.generic[object]]:
     CaseError where the file ends early, is corrupt, or holds a slice or more beyond what its header declares.
     """
     notes, size = image.notes, image.size
+    # A few bytes at the end are padding; a slice or more means that the header's dimensions are wrong.
     most = size + image.geometry.shape[0] * image.geometry.shape[1] * image.dtype.itemsize
     contents = read_contents(image.path, most, notes)
     expected = f"{size} bytes for {times(image.geometry.shape)} {image.dtype.name}"
@@ -164,6 +157,7 @@ def scale_into(image: Image, stored: NDArray[np.generic[object]], into: NDArray[
 def _opened(path: Path, notes: Notes) -> BinaryIO:
     """The file at `path`, which is a regular one; a pipe or device in its place does not block."""
     try:
+        # What was a file when the folder was listed may be a pipe by now: opened as usual, it waits for a writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         raise notes.unreadable(error) from error
@@ -199,6 +193,7 @@ def _corrupt(notes: Notes, error: Exception) -> CaseError:
 def _inflated(raw: bytes, most: int, notes: Notes) -> bytes:
     """Decompress at most `most` bytes, checking the sum at the end; several gzip members are one stream."""
     try:
+        # By zlib itself, since gzip's module refuses bytes after the stream, which are noted and ignored here.
         stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
         contents = stream.decompress(raw, most)
         if stream.eof and stream.unused_data.startswith(_GZIP):
@@ -208,7 +203,7 @@ def _inflated(raw: bytes, most: int, notes: Notes) -> bytes:
         raise _corrupt(notes, error) from error
     if not stream.eof and len(contents) < most:
         raise _corrupt(notes, EOFError())
-    if stream.unused_data.strip(b"\0"):
+    if stream.unused_data.strip(b"\0"):  # zeros are padding, as of tapes
         notes.repairs.append(f"{len(stream.unused_data)} bytes after the end of the gzip stream were ignored")
     return contents
 
@@ -227,12 +222,11 @@ def _parsed(start: bytes, notes: Notes) -> nib.Nifti1Header:
         if magic != _MAGIC[size]:
             raise notes.refusal("not a NIfTI image in one file", found=f"magic {magic!r}", expected=repr(_MAGIC[size]))
         return header
-    if not start:
+    if not start:  # of a gzip stream of nothing
         raise notes.refusal("empty", found="0 bytes once decompressed", expected="a NIfTI file")
-    found = next(
-        (what for mark, what in _OTHERS.items() if start.startswith(mark)), f"a file that begins {start[:8]!r}"
-    )
-    if start[128:132] == b"DICM":
+    known = (what for mark, what in _OTHERS.items() if start.startswith(mark))
+    found = next(known, f"a file that begins {start[:8]!r}")
+    if start[128:132] == b"DICM":  # after a preamble of any content
         found = "a DICOM file"
     raise notes.refusal("not a NIfTI file", found=found, expected="NIfTI-1 or NIfTI-2")
 
@@ -249,8 +243,8 @@ def _shape(header: nib.Nifti1Header, fewest: int, notes: Notes) -> tuple[int, in
         raise notes.refusal("dimensions", found=times(full), expected="a 3-D image")
     if min(shape) < fewest:
         raise notes.refusal("too small", found=times(full), expected=f"{fewest} voxels or more along each axis")
-    if max(shape) > MOST_VOXELS_PER_AXIS or math.prod(shape) > MOST_VOXELS:
-        limit = f"at most {MOST_VOXELS_PER_AXIS} voxels along an axis and {MOST_VOXELS / 1e6:.0f} million in all"
+    if max(shape) > _MOST_VOXELS_PER_AXIS or math.prod(shape) > _MOST_VOXELS:
+        limit = f"at most {_MOST_VOXELS_PER_AXIS} voxels along an axis and {_MOST_VOXELS / 1e6:.0f} million in all"
         raise notes.refusal("too large", found=times(full), expected=limit)
     if len(full) > 3:
         notes.repairs.append(f"{len(full)}-D with single further axes ({times(full)}), taken as 3-D")
@@ -265,6 +259,7 @@ def _dtype(header: nib.Nifti1Header, notes: Notes) -> np.dtype[np.generic[object
         dtype: np.dtype[np.generic[object]] = header.get_data_dtype()
     except (HeaderDataError, KeyError) as error:
         raise notes.refusal("data type", found=f"code {code}", expected=expected) from error
+    # Neither colours nor complex numbers; float128 is another format on every processor.
     if dtype.kind not in "iuf" or not 1 <= dtype.itemsize <= 8:
         label = str(nib.nifti1.data_type_codes.label[code])
         raise notes.refusal("data type", found=label, expected=expected)
@@ -289,7 +284,7 @@ def _scaling(header: nib.Nifti1Header, notes: Notes) -> tuple[float, float]:
 def _offset(header: nib.Nifti1Header, notes: Notes) -> int:
     """Bytes before the first voxel."""
     stated, least = float(header["vox_offset"]), int(header.sizeof_hdr) + 4
-    if stated == 0:
+    if stated == 0:  # some writers leave it out
         notes.repairs.append(f"vox_offset is 0: taken as {least}")
         return least
     if not least <= stated <= _FARTHEST_VOXELS:

@@ -11,37 +11,30 @@ from numpy.typing import NDArray
 from inference.intake.notes import Notes
 from inference.labels import SEQUENCES
 
+# Most voxels of a sequence that count as isolated, in number and as a part of the brain. One public case has a single
+# voxel of 32767, which z-scoring would give most of the contrast.
 _MOST_SATURATED: Final = 64
-"""Most voxels of a sequence that count as isolated ..."""
-
 _SATURATED_SHARE: Final = 1e-4
-"""... and the largest part of the brain."""
-
+# A value is far outside the rest where its distance from the median is this many times that of the next one; in 52
+# sequences of public cases the widest natural gap is 1.15.
 _GAP: Final = 1.5
-"""A value is far outside the rest where its distance from the median is this many times that of the next one; in 52
-sequences of public cases the widest natural gap is 1.15."""
-
+# Part of the volume that has to be one value, which all corners have too, for that value to be background.
 _BACKGROUND_SHARE: Final = 0.2
-"""Part of the volume that has to be one value, which all corners have too, for that value to be background."""
-
-SPACING_EXPECTED: Final = (0.9, 1.1)
-"""Voxel edges in mm that the networks were trained on."""
-
-BRAIN_EXPECTED: Final = (600.0, 2200.0)
-"""Volume in ml of a stripped brain; public cases have 1200 to 1650."""
-
+# Voxel edges in mm that the networks were trained on.
+_SPACING_EXPECTED: Final = (0.9, 1.1)
+# Volume in ml of a stripped brain; public cases have 1200 to 1650.
+_BRAIN_EXPECTED: Final = (600.0, 2200.0)
+# Least part of a skull-stripped volume that is background.
 _ZEROS_EXPECTED: Final = 0.2
-"""Least part of a skull-stripped volume that is background."""
-
-LARGEST_VALUE: Final = 1e15
-"""Largest value that is accepted: the squares of an image full of larger ones have no sum in float32."""
-
-SMALLEST_RANGE: Final = 1e-7
-"""Least difference between two values of a brain that is accepted: z-scoring takes deviations below 1e-8 for 1e-8, and
-would leave nothing of it."""
-
+# Largest value that is accepted: the squares of an image full of larger ones have no sum in float32.
+_LARGEST_VALUE: Final = 1e15
+# Least difference between two values of a brain: z-scoring takes deviations below 1e-8 for 1e-8, and would leave
+# nothing of it.
+_SMALLEST_RANGE: Final = 1e-7
+# Least number of different values in a sample of a scan's brain voxels: label maps and masks have fewer.
 _FEWEST_VALUES: Final = 16
-"""Least number of different values in a sample of brain voxels of a scan."""
+# Voxels of a sequence that are enough for its median and for counting values.
+_SAMPLE: Final = 2**16
 
 
 def mend_voxels(sequence: NDArray[np.float32], notes: Notes) -> None:
@@ -87,7 +80,7 @@ def _mend_saturated(sequence: NDArray[np.float32], brain: NDArray[np.float32], n
 
     That order is changed. Returns whether there were such voxels.
     """
-    centre = _median(brain[:: max(1, brain.size // 2**16)])
+    centre = _median(brain[:: max(1, brain.size // _SAMPLE)])
     most = max(1, min(_MOST_SATURATED, int(brain.size * _SATURATED_SHARE)))
     brain.partition((most, brain.size - most - 1))  # in place: the brain of an unstripped head is as large as the scan
     mended = 0
@@ -115,7 +108,7 @@ def _mend_voxel(sequence: NDArray[np.float32], place: NDArray[np.int64], sign: i
     """
     around = sequence[tuple(slice(max(0, i - 1), i + 2) for i in place)]
     others = around[(sign * around <= sign * limit) | (around == 0)]
-    if 2 * others.size < around.size:
+    if 2 * others.size < around.size:  # a vessel or calcification that is bright as a whole
         return False
     sequence[tuple(place)] = _median(others)
     return True
@@ -130,17 +123,17 @@ def _check_values(brain: NDArray[np.float32], notes: Notes) -> None:
     """Refuse nonzero voxels that z-scoring in float32 would turn into nothing."""
     low, high = float(brain.min()), float(brain.max())
     found = f"values from {low:g} to {high:g}"
-    if max(-low, high) > LARGEST_VALUE:
-        raise notes.refusal("intensities", found=found, expected=f"at most {LARGEST_VALUE:g}")
-    if high - low < SMALLEST_RANGE:
-        expected = f"a brain whose values differ by {SMALLEST_RANGE:g} or more"
+    if max(-low, high) > _LARGEST_VALUE:
+        raise notes.refusal("intensities", found=found, expected=f"at most {_LARGEST_VALUE:g}")
+    if high - low < _SMALLEST_RANGE:
+        expected = f"a brain whose values differ by {_SMALLEST_RANGE:g} or more"
         raise notes.refusal("no contrast", found=found, expected=expected)
 
 
 def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) -> list[str]:
     """Ways in which a scan (4, X, Y, Z) is unlike a skull-stripped brain in atlas space at 1 mm."""
     warnings = []
-    low, high = SPACING_EXPECTED
+    low, high = _SPACING_EXPECTED
     if not all(low <= edge <= high for edge in spacing):
         sizes = " × ".join(f"{edge:.3g}" for edge in spacing)
         warnings.append(f"voxels of {sizes} mm: the scan is resampled for the networks, which expect about 1 mm")
@@ -152,21 +145,23 @@ def odd_anatomy(data: NDArray[np.float32], spacing: tuple[float, float, float]) 
             f"only {share:.0%} of the voxels are 0: the scan looks unstripped or is in native space; "
             "register it to the atlas and strip the skull first"
         )
-    elif not BRAIN_EXPECTED[0] <= volume <= BRAIN_EXPECTED[1]:
-        warnings.append(f"brain of {volume:.0f} ml, where {BRAIN_EXPECTED[0]:.0f} to {BRAIN_EXPECTED[1]:.0f} are usual")
+    elif not _BRAIN_EXPECTED[0] <= volume <= _BRAIN_EXPECTED[1]:
+        low, high = _BRAIN_EXPECTED
+        warnings.append(f"brain of {volume:.0f} ml, where {low:.0f} to {high:.0f} are usual")
     return warnings + _odd_values(data)
 
 
 def _odd_values(data: NDArray[np.float32]) -> list[str]:
     """Sequences that hold too few values for a scan, or are copies of one another."""
     warnings = []
-    step = max(1, data[0].size // 2**16)
-    samples = [sequence.reshape(-1, order="A")[::step] for sequence in data]
+    step = max(1, data[0].size // _SAMPLE)
+    samples = [sequence.reshape(-1, order="A")[::step] for sequence in data]  # in memory's order: nothing is copied
     for name, sample in zip(SEQUENCES, samples, strict=True):
         values = np.unique(sample[sample != 0])
         if values.size < _FEWEST_VALUES:
             warnings.append(f"{name}: only {values.size} different values in a sample, unlike a scan")
     for (i, first), (j, second) in itertools.combinations(enumerate(samples), 2):
+        # The samples first: images that differ do so there already.
         if np.array_equal(first, second) and np.array_equal(data[i], data[j]):
             warnings.append(f"{SEQUENCES[i]} and {SEQUENCES[j]} are the same image")
     return warnings

@@ -19,11 +19,11 @@ from inference.intake.nifti import Image, open_image, read_voxels, scale_into
 from inference.intake.repairs import mend_voxels, odd_anatomy
 from inference.labels import SEQUENCES
 
-_REFERENCE: Final = "t1n"
-"""The sequence whose geometry the result takes."""
+SIDE_BY_SIDE: Final = 2**24
+"""Voxels up to which the four sequences are decoded side by side; larger ones one after another, to save memory."""
 
-_SEVERAL_AT_ONCE: Final = 2**24
-"""Voxels up to which the four sequences are decompressed side by side, and above which one after another."""
+# The sequence whose geometry the result takes; organisers compare label maps with it.
+_REFERENCE: Final = "t1n"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,12 +63,17 @@ def read_scan(case: Case) -> Scan:
         if image.geometry.codes != reference.codes:
             image.notes.repairs.append(f"stored as {image.geometry.codes}, t1n as {reference.codes}: reoriented")
     x, y, z = reference.canonical_shape
+    # x runs fastest, as in files, so that both are walked through in the order of memory.
     data = np.empty((len(SEQUENCES), z, y, x), np.float32).transpose(0, 3, 2, 1)
-    if x * y * z <= _SEVERAL_AT_ONCE:
-        _read_side_by_side(images, data)
+    if x * y * z <= SIDE_BY_SIDE:
+        # Decompression and numpy release the interpreter's lock.
+        reading = [_readers().submit(_read_sequence, *pair) for pair in zip(images.values(), data, strict=True)]
+        wait(reading)  # before any error is raised: the others still write into `data`
+        for sequence in reading:
+            sequence.result()
     else:
-        for image, sequence in zip(images.values(), data, strict=True):
-            _read_sequence(image, sequence)
+        for image, into in zip(images.values(), data, strict=True):
+            _read_sequence(image, into)
     return Scan(
         case=case.id,
         data=data,
@@ -80,13 +85,6 @@ def read_scan(case: Case) -> Scan:
             *odd_anatomy(data, reference.spacing),
         ),
     )
-
-
-def _read_side_by_side(images: Mapping[str, Image], data: NDArray[np.float32]) -> None:
-    reading = [_readers().submit(_read_sequence, *pair) for pair in zip(images.values(), data, strict=True)]
-    wait(reading)
-    for sequence in reading:
-        sequence.result()
 
 
 @cache

@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.case import digest_files
 from inference.errors import CaseError, FolderError, GliomaError, SeveralErrors, UsageError
 from inference.files import prepare_folder, whole_file, write_whole
-from inference.intake.cases import Case, find_cases
+from inference.intake.cases import Case, digest_files, find_cases
 from inference.intake.geometry import SAME_PLACE, Geometry
 from inference.intake.label_map import read_labels, read_stamp
 from inference.intake.scan import Scan, read_scan

@@ -66,8 +66,10 @@ def ancestor_model(bundle: str, name: str) -> Model:
     from inference.bundle.store import load_bundle
 
     loaded = load_bundle(Path(bundle))
-    if loaded.orientation != "RAS":
-        raise UsageError(f"{bundle}: its networks see {loaded.orientation} arrays; fine-tuning starts from RAS")
+    if loaded.manifest.orientation != "RAS":
+        raise UsageError(
+            f"{bundle}: its networks see {loaded.manifest.orientation} arrays; fine-tuning starts from RAS"
+        )
     models = loaded.models
     for model in models:
         if model.name == name:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from inference.bundle.manifest import ModelEntry
 from inference.bundle.store import Model
-from inference.case import digest_files
 from inference.errors import UsageError
 from inference.files import prepare_folder, whole_file
+from inference.intake.cases import digest_files
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict

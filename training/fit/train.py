@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from inference.case import digest_files
 from inference.errors import BundleError, UsageError
 from inference.files import prepare_folder
+from inference.intake.cases import digest_files
 from inference.intake.label_map import read_stamp
 from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.schema import read_json
