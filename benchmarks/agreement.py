@@ -67,7 +67,7 @@ def dice(reference: NDArray[np.bool_], mask: NDArray[np.bool_]) -> float:
 
 def judge(case: Case, labels: Path, bundle: Bundle, engine: Engine, profile: str) -> Judged:
     """Predict a case and set the networks' agreement beside the ensemble's Dice."""
-    scan, thresholds = read_scan(case), bundle.region_thresholds
+    scan, thresholds = read_scan(case), bundle.thresholds.regions
     reference, _ = read_labels(labels)
     regions = predict(
         scan.data,
@@ -75,7 +75,7 @@ def judge(case: Case, labels: Path, bundle: Bundle, engine: Engine, profile: str
         bundle.models,
         engine,
         choose_profile(profile, engine),
-        orientation=bundle.orientation,
+        orientation=bundle.manifest.orientation,
         compare_at=thresholds,
     )
     assert regions.agreement is not None, "it was asked for"

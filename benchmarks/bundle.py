@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.manifest import ModelEntry, Provenance
-from inference.bundle.store import Model, NewBundle, load_bundle, write_bundle
+from inference.bundle.store import Model, load_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
+from inference.bundle.writing import NewBundle, write_bundle
 from inference.errors import ExitStatus
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.networks import architecture_name, build_network, deployed_weights

@@ -206,7 +206,7 @@ def _describe_run(
         versions={"python": platform.python_version(), **library_versions()},
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         start_seconds=round(start_seconds, 3),
-        region_thresholds=dict(zip(REGIONS, system.bundle.region_thresholds, strict=True)),
+        region_thresholds=dict(zip(REGIONS, system.bundle.thresholds.regions, strict=True)),
     )
 
 

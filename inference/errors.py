@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
+# What libraries say, in errors of any type, where the system or the GPU gives them no memory. None of them raises
+# MemoryError for all of it, so that their words have to be looked for.
 _NO_THREAD: Final = ("can't start new thread", "resource temporarily unavailable")
 _NO_ROOM: Final = (
     *("allocate memory", "can't alloc", "bad_alloc", "alloc_failed", "out of memory"),
     "failed to map segment",  # of a library
     *_NO_THREAD,
 )
-"""What libraries say, in errors of any type, where the system or the GPU gives them no memory."""
 
 
 class ExitStatus(IntEnum):
@@ -95,8 +96,10 @@ def reason(error: Exception, case: str) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, GliomaError):
         return text.removeprefix(f"{case}: ")
+    # The words of a library's error before its type: OpenVINO and torch raise RuntimeError for want of memory.
     lower = text.lower()
     if isinstance(error, MemoryError) or any(sign in lower for sign in _NO_ROOM):
+        # "failed to map segment" names a file, such as libcuda.so, that the machine's memory has no room for.
         if ("cuda" in lower or "cublas" in lower) and "failed to map" not in lower:
             return "out of GPU memory: close what else uses it, or choose --device cpu"
         few = "; or too few processes are allowed: raise ulimit -u, or the container's limit"

@@ -38,7 +38,7 @@ class Signals:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, self._note)
                     self._answered.add(number)
-        except ValueError:  # not the main thread
+        except ValueError:  # not the main thread, the only one that Python lets handle signals
             yield
             return
         os.register_at_fork(after_in_child=self._leave_to_system)
@@ -46,6 +46,7 @@ class Signals:
             yield
         finally:
             self._answered.clear()
+            # A second signal while the program ends would only cut its log short.
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if last else handler)
 

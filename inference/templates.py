@@ -32,6 +32,7 @@ def _environment() -> Environment:
     # Jinja takes about 50 ms to import, which `--help` need not wait for.
     from jinja2 import Environment, FunctionLoader, StrictUndefined, select_autoescape
 
+    # A page shows text from outside (names of cases, messages), so that escaping is the rule.
     environment = Environment(
         loader=FunctionLoader(_source),
         autoescape=select_autoescape(enabled_extensions=("html.jinja",)),

@@ -18,5 +18,6 @@ def csv_cell(text: str) -> str:
 
     The characters are those of OWASP's page on CSV injection; tabs and returns among them are escaped as unprintable.
     """
+    # Escaped first: a tab or return in front of the sign would hide it here, but not from a spreadsheet.
     text = printable(text)
     return "'" + text if text.startswith(("=", "+", "-", "@")) else text

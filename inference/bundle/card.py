@@ -9,9 +9,9 @@ from inference.bundle.manifest import Manifest
 from inference.labels import REGIONS
 from inference.templates import markdown_text, render
 
+# Scores that the table shows of a region, and what they are called there. Lesions were counted in two ways (editions of
+# 2023 and 2024), and papers quote either.
 _METRICS: Final = {"dice": "Dice", "lesionwise_dice_2023": "2023", "lesionwise_dice_2024": "2024"}
-"""Scores that the table shows of a region, and what they are called there."""
-_COUNT: Final = "cases_with_region"
 
 
 def model_card(manifest: Manifest, digest: str) -> str:
@@ -109,6 +109,6 @@ def _lesionwise(rows: Sequence[_Row]) -> Iterator[str]:
 def _counts(rows: Sequence[_Row], region: str) -> str:
     """How many cases have a region; empty where that is not said or differs."""
     groups = (regions.get(region) for _, regions in rows)
-    found = {scores.get(_COUNT) for scores in groups if isinstance(scores, Mapping)}
+    found = {scores.get("cases_with_region") for scores in groups if isinstance(scores, Mapping)}
     number = found.pop() if len(found) == 1 else None
     return f"{number:.0f}" if isinstance(number, int | float) else ""

@@ -23,14 +23,8 @@ SCHEMA: Final = 1
 """Version of the manifest that this program reads and writes."""
 FAMILIES: Final = ("PlainConvUNet", "ResidualEncoderUNet", "MedNeXt")
 """Architectures that a model can have."""
-HEADS: Final = ("regions", "labels")
-"""Kinds of output channels: sigmoids of WT, TC, ET or a softmax over background, NCR, ED, ET."""
-AVERAGES: Final = ("logits", "probabilities")
-"""Quantities that are averaged over tiles and mirrorings: by nnU-Net v2, and by nnU-Net v1."""
 DECISIONS: Final = ("regions", "argmax")
 """How probabilities become labels: by region thresholds, or by the most probable label."""
-FORMATS: Final = ("safetensors", "openvino")
-"""How networks are stored."""
 ORIENTATIONS: Final = ("RAS", "LPS")
 """Orientations that the arrays which networks see can have; what is trained here is RAS."""
 AXES: Final = "zyx"
@@ -42,6 +36,8 @@ LABEL_RULE: Final[Mapping[str, object]] = {
 }
 """The rule from regions to labels (:func:`inference.labels.labels_from_regions`); this program knows no other."""
 
+# The seal is the hash of the whole file with zeros in its place, so that what it stands for are bytes, not values: two
+# programs may write the same values differently.
 _SEAL = re.compile(rb'"seal": "([0-9a-f]{64})"')
 _BLANK = b"0" * 64
 
@@ -82,16 +78,16 @@ class ModelEntry:
     """Name of its folder in the bundle."""
     architecture: Annotated[str, one_of(FAMILIES)]
     """Its family; the details are in the plans."""
-    heads: Annotated[str, one_of(HEADS)]
-    """Its output channels."""
-    format: Annotated[str, one_of(FORMATS)]
+    heads: Annotated[str, one_of(("regions", "labels"))]
+    """Its output channels: sigmoids of WT, TC, ET, or a softmax over background, NCR, ED, ET."""
+    format: Annotated[str, one_of(("safetensors", "openvino"))]
     """How its networks are stored."""
     folds: tuple[Count, ...]
     """Folds that have a network."""
     weight: Annotated[float, Meta(gt=0, le=1, description="a number above 0 and up to 1")]
     """Its share of the ensemble; positive, and the shares of all models add up to 1."""
-    averaging: Annotated[str, one_of(AVERAGES)] = "logits"
-    """As what tiles are averaged; bundles of before 0.4 do not say, and mean logits."""
+    averaging: Annotated[str, one_of(("logits", "probabilities"))] = "logits"
+    """As what tiles and mirrorings are averaged: by nnU-Net v2, and by v1. Bundles before 0.4 mean logits."""
 
 
 @dataclass(frozen=True)
@@ -184,9 +180,10 @@ def _check(manifest: Manifest) -> None:
             found = list(model.folds)
             raise Mismatch(f"models[{index}].folds", found, "a list of different whole numbers of at least 0")
     names, weights = [model.name for model in manifest.models], [model.weight for model in manifest.models]
+    # Names are those of folders, which some file systems do not tell apart by capitals.
     if not names or len({name.casefold() for name in names}) != len(names):
         raise Mismatch("models", names, "one or more models of different names")
-    if abs(sum(weights) - 1) > 1e-3:  # weights may be rounded to a few digits
+    if abs(sum(weights) - 1) > 1e-3:  # weights may be rounded to a few digits, as the paper's are
         raise Mismatch("models", weights, "weights that add up to 1")
     if manifest.decision == "argmax" and any(model.heads != "labels" for model in manifest.models):
         raise Mismatch("decision", manifest.decision, "regions, since not all models have label heads")
@@ -207,10 +204,8 @@ def _check_schema(value: Mapping[str, object]) -> None:
 
 
 def parse_manifest(value: Mapping[str, object]) -> Manifest:
-    """The manifest in a JSON value, every key checked; BundleError names the first that is off."""
+    """The manifest in a JSON value, every key but the seal checked; BundleError names the first that is off."""
     _check_schema(value)
-    if "seal" not in value:
-        raise mismatch(MANIFEST, "seal", None, "64 hexadecimal digits", BundleError)
     unsealed = {key: entry for key, entry in value.items() if key != "seal"}
     manifest = convert(unsealed, Manifest, BundleError, MANIFEST)
     try:
@@ -224,7 +219,7 @@ def render_manifest(manifest: Manifest) -> bytes:
     """The bytes of `manifest.json`, sealed: `seal` is the SHA-256 of the file with 64 zeros in the seal's place."""
     models = [asdict(model) for model in manifest.models]
     value = {"schema": manifest.schema, "seal": _BLANK.decode()} | asdict(manifest) | {"models": models}
-    # Left out where they are the default, so that older programs read what they understand.
+    # Left out where they are the default, so that programs before 0.4 can read what they understand.
     if value["decision"] == "regions":
         del value["decision"]
     for model in models:
@@ -243,7 +238,7 @@ def read_manifest(bundle: Path) -> tuple[Manifest, str]:
     try:
         if not bundle.is_dir():
             raise BundleError(f"{bundle}: no bundle here: the folder does not exist")
-        if path.is_symlink() or not path.is_file():
+        if path.is_symlink() or not path.is_file():  # a pipe would be waited for, a link may be changed
             raise BundleError(f"{bundle}: no bundle here: {MANIFEST} is missing or not a plain file")
         if path.stat().st_size > SIZE_LIMIT:
             raise BundleError(f"{MANIFEST}: found {path.stat().st_size} bytes, expected at most {SIZE_LIMIT}")

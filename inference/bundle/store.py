@@ -1,14 +1,11 @@
-"""A bundle on disk: verified before anything is used, and written. Nothing here unpickles or imports by name."""
+"""A bundle on disk, verified before anything of it is used. Nothing here unpickles or imports by name."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,32 +13,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.bundle.manifest import (
-    AXES,
-    LABEL_RULE,
-    MANIFEST,
-    SCHEMA,
-    TEXTS,
-    FileEntry,
-    Manifest,
-    ModelEntry,
-    Provenance,
-    network_files,
-    read_manifest,
-    render_manifest,
-)
-from inference.bundle.tables import (
-    FloatArray,
-    SubtypeTables,
-    ThresholdTables,
-    parse_subtypes,
-    parse_thresholds,
-    stored_thresholds,
-    subtypes_to_json,
-)
+from inference.bundle.manifest import MANIFEST, FileEntry, Manifest, ModelEntry, network_files, read_manifest
+from inference.bundle.tables import FloatArray, SubtypeTables, ThresholdTables, parse_subtypes, parse_thresholds
 from inference.errors import BundleError
-from inference.labels import SEQUENCES
-from inference.schema import convert, mismatch, read_json, to_json
+from inference.schema import convert, mismatch, read_json
 
 
 class _Stored(TypedDict):
@@ -145,21 +120,6 @@ class Bundle:
     subtypes: SubtypeTables | None
     """Refinement's subtype model; None where the bundle has none."""
 
-    @property
-    def orientation(self) -> str:
-        """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
-        return self.manifest.orientation
-
-    @property
-    def decision(self) -> str:
-        """How probabilities become labels: `regions` or `argmax`."""
-        return self.manifest.decision
-
-    @property
-    def region_thresholds(self) -> tuple[float, float, float]:
-        """Probabilities of WT, TC and ET above which a voxel belongs to the region."""
-        return self.thresholds.regions
-
 
 def read_tensors(path: Path, file: str) -> dict[str, FloatArray]:
     """The arrays of a safetensors file, called `file` in errors; bfloat16, which numpy lacks, comes as float32.
@@ -186,13 +146,17 @@ def read_tensors(path: Path, file: str) -> dict[str, FloatArray]:
     return arrays
 
 
-def _files_on_disk(folder: Path) -> Iterator[tuple[str, Path]]:
+def files_on_disk(folder: Path) -> Iterator[tuple[str, Path]]:
     """Every file under a bundle with its path inside it; links and anything else that is no file are refused."""
-    for place, folders, files in os.walk(folder, onerror=_refuse_unreadable):
+
+    def refuse(error: OSError) -> None:  # os.walk passes over folders that it cannot read
+        raise BundleError(f"{error.filename}: cannot be read ({error.strerror})") from error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         for name in (*folders, *files):
             path = Path(place, name)
             inside = path.relative_to(folder).as_posix()
-            if path.is_symlink():
+            if path.is_symlink():  # what it leads to may change after the hash is taken
                 raise BundleError(f"{inside}: found a symbolic link, expected a file of the bundle itself")
             if name in files:
                 if not path.is_file():
@@ -200,32 +164,30 @@ def _files_on_disk(folder: Path) -> Iterator[tuple[str, Path]]:
                 yield inside, path
 
 
-def _refuse_unreadable(error: OSError) -> None:
-    raise BundleError(f"{error.filename}: cannot be read ({error.strerror})") from error
-
-
 def _verify_files(folder: Path, files: Mapping[str, FileEntry]) -> None:
     """Refuse a folder that does not hold exactly the listed files with their sizes and hashes."""
-    present = dict(_files_on_disk(folder))
+    present = dict(files_on_disk(folder))
     for name in files:
         if name not in present:
             raise BundleError(f"{name}: missing, expected by {MANIFEST}")
     for name in present:
         if name not in files and name != MANIFEST:
             raise BundleError(f"{name}: found a file that {MANIFEST} does not list")
+    # All sizes before any hash: a truncated download is found at once.
     for name, entry in files.items():
         found = present[name].stat().st_size
         if found != entry.size:
             raise BundleError(f"{name}: found {found} bytes, expected {entry.size} (truncated or replaced)")
     for name, entry in files.items():
-        digest = _sha256(present[name], name)
+        digest = file_sha256(present[name], name)
         if digest != entry.sha256:
             raise BundleError(
                 f"{name}: found SHA-256 {digest[:12]}…, expected {entry.sha256[:12]}… (altered or damaged)"
             )
 
 
-def _sha256(path: Path, name: str) -> str:
+def file_sha256(path: Path, name: str) -> str:
+    """SHA-256 of a file in hexadecimal; BundleError, which calls it `name`, where it cannot be read."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -251,6 +213,7 @@ def _load_model(folder: Path, entry: ModelEntry) -> Model:
     file = f"{entry.name}/plans.json"
     plans = read_json(folder / file, dict[str, object], BundleError, file)
     section = convert(plans, _Plans, BundleError, file).configurations.fullres.architecture
+    # The plans name a class to import, which nothing here does; its last word must be the architecture all the same.
     found = section.get("network_class_name")
     if str(found).rpartition(".")[2] != entry.architecture:
         key = "configurations.3d_fullres.architecture.network_class_name"
@@ -258,13 +221,13 @@ def _load_model(folder: Path, entry: ModelEntry) -> Model:
     return Model(entry, plans, {fold: folder / network_files(entry, fold)[0] for fold in entry.folds})
 
 
-def _load_subtypes(folder: Path, manifest: Manifest, stem: str) -> SubtypeTables | None:
-    if f"{stem}.json" not in manifest.files:
+def load_subtypes(folder: Path, manifest: Manifest, stem: str) -> SubtypeTables | None:
+    """The subtype model called `subtypes` or `fold_subtypes` in a bundle; None where it has none (BundleError)."""
+    file = f"{stem}.json"
+    if file not in manifest.files:
         return None
     arrays = read_tensors(folder / f"{stem}.safetensors", f"{stem}.safetensors")
-    return parse_subtypes(
-        read_json(folder / f"{stem}.json", dict[str, object], BundleError, f"{stem}.json"), arrays, f"{stem}.json"
-    )
+    return parse_subtypes(read_json(folder / file, dict[str, object], BundleError, file), arrays, file)
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -273,12 +236,11 @@ def load_bundle(path: Path) -> Bundle:
     Manifest and tables key by key, then the set of files, their sizes and SHA-256; BundleError names what is off.
     Weights are read later, by :meth:`Model.tensors`.
     """
-    path = Path(path)
     manifest, digest = read_manifest(path)
     _verify_files(path, manifest.files)
-    subtypes = _load_subtypes(path, manifest, "subtypes")
+    subtypes = load_subtypes(path, manifest, "subtypes")
     # The model that made the folds is not used here, but a bundle with a broken one is a broken bundle.
-    _load_subtypes(path, manifest, "fold_subtypes")
+    load_subtypes(path, manifest, "fold_subtypes")
     file = "thresholds.json"
     return Bundle(
         path=path,
@@ -290,173 +252,3 @@ def load_bundle(path: Path) -> Bundle:
         ),
         subtypes=subtypes,
     )
-
-
-@dataclass(frozen=True)
-class NewBundle:
-    """All that a bundle is made of."""
-
-    name: str
-    """Short name."""
-    version: str
-    """Version of the bundle."""
-    intended_use: str
-    """What it is for."""
-    limits: str
-    """What it is not for, and where it is known to fail."""
-    licence: str
-    """Licence of the weights."""
-    provenance: Provenance
-    """Where it comes from."""
-    models: Sequence[Model]
-    """The ensemble."""
-    thresholds: ThresholdTables
-    """Region thresholds and refinement."""
-    scores: Mapping[str, object]
-    """How good it is; must hold `half_precision` (the agreement with float32) if tensors are stored as float16."""
-    subtypes: SubtypeTables | None = None
-    """Refinement's subtype model."""
-    fold_subtypes: SubtypeTables | None = None
-    """The subtype model that made the folds."""
-    folds: Mapping[str, object] | None = None
-    """The folds that it was trained on."""
-    texts: Mapping[str, str] = field(default_factory=dict)
-    """Texts to go with it: `LICENSE`, `MODEL_CARD.md`."""
-    created: str = ""
-    """When it was frozen, ISO 8601 with time zone; now, if empty."""
-    orientation: str = "RAS"
-    """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
-    decision: str = "regions"
-    """How probabilities become labels: `regions` or `argmax`."""
-
-
-def contents_of(bundle: Bundle) -> NewBundle:
-    """All that a bundle is made of, so that one like it can be written; its creation date is left open."""
-    folder, manifest = bundle.path, bundle.manifest
-    folds = None
-    if "folds.json" in manifest.files:
-        folds = read_json(folder / "folds.json", dict[str, object], BundleError, "folds.json")
-    return NewBundle(
-        name=manifest.name,
-        version=manifest.version,
-        intended_use=manifest.intended_use,
-        limits=manifest.limits,
-        licence=manifest.licence,
-        provenance=manifest.provenance,
-        models=bundle.models,
-        thresholds=bundle.thresholds,
-        scores=manifest.scores,
-        subtypes=bundle.subtypes,
-        fold_subtypes=_load_subtypes(folder, manifest, "fold_subtypes"),
-        folds=folds,
-        texts={name: (folder / name).read_text(encoding="utf-8") for name in TEXTS if name in manifest.files},
-        orientation=manifest.orientation,
-        decision=manifest.decision,
-    )
-
-
-def write_bundle(folder: Path, new: NewBundle) -> Bundle:
-    """Write a bundle to `folder`, which must not exist or be a bundle (it is replaced), and load it back.
-
-    The files are written beside it first: whatever goes wrong (BundleError, OSError), `folder` is as it was.
-    """
-    folder = Path(folder)
-    if folder.exists() and any(folder.iterdir()) and not _is_bundle(folder):
-        raise BundleError(f"{folder}: found a folder that is no bundle, expected none or a bundle to replace")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch, "new")
-        fresh.mkdir()
-        _write_contents(fresh, new)
-        (fresh / MANIFEST).write_bytes(render_manifest(_describe(fresh, new)))
-        load_bundle(fresh)
-        _replace(folder, fresh, Path(scratch, "old"))
-    return load_bundle(folder)
-
-
-def _is_bundle(folder: Path) -> bool:
-    """Whether a folder has a bundle's manifest, and not merely a file of its name."""
-    try:
-        read_manifest(folder)
-    except BundleError:
-        return False
-    return True
-
-
-def _replace(folder: Path, fresh: Path, old: Path) -> None:
-    """Put the folder `fresh` in the place of `folder`, which goes to `old`, or comes back if that fails."""
-    if not folder.exists():
-        fresh.rename(folder)
-        return
-    folder.rename(old)
-    try:
-        fresh.rename(folder)
-    except BaseException:
-        old.rename(folder)
-        raise
-
-
-def _describe(folder: Path, new: NewBundle) -> Manifest:
-    """The manifest of the files that are in `folder`."""
-    files = {name: FileEntry(_sha256(path, name), path.stat().st_size) for name, path in sorted(_files_on_disk(folder))}
-    return Manifest(
-        schema=SCHEMA,
-        name=new.name,
-        version=new.version,
-        created=new.created or datetime.now(UTC).isoformat(timespec="seconds"),
-        intended_use=new.intended_use,
-        limits=new.limits,
-        licence=new.licence,
-        provenance=new.provenance,
-        orientation=new.orientation,
-        axes=AXES,
-        sequences=SEQUENCES,
-        labels_from_regions=LABEL_RULE,
-        models=tuple(model.entry for model in new.models),
-        files=files,
-        scores=new.scores,
-        decision=new.decision,
-    )
-
-
-def _write_contents(folder: Path, new: NewBundle) -> None:
-    for model in new.models:
-        if set(model.networks) != set(model.entry.folds):
-            raise BundleError(
-                f"{model.entry.name}: found networks of folds {sorted(model.networks)}, expected those listed"
-            )
-        (folder / model.entry.name).mkdir()
-        (folder / model.entry.name / "plans.json").write_bytes(to_json(model.plans))
-        for fold in model.folds:
-            _write_network(folder, model, fold, "half_precision" in new.scores)
-    (folder / "thresholds.json").write_bytes(to_json(stored_thresholds(new.thresholds)))
-    for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
-        if tables is not None:
-            (folder / f"{stem}.json").write_bytes(to_json(subtypes_to_json(tables)))
-            _write_tensors(folder / f"{stem}.safetensors", tables.arrays)
-    if new.folds is not None:
-        (folder / "folds.json").write_bytes(to_json(new.folds))
-    for name, text in new.texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-
-
-def _write_network(folder: Path, model: Model, fold: int, half_allowed: bool) -> None:
-    files = network_files(model.entry, fold)
-    if model.format == "openvino":
-        for name in files:
-            target = folder / name
-            shutil.copyfile(model.network_file(fold).with_suffix(target.suffix), target)
-        return
-    tensors = model.stored(fold)
-    if not half_allowed and any(array.dtype == np.float16 for array in tensors.values()):
-        raise BundleError(
-            f"{model.name}: fold {fold} holds float16, but scores.half_precision does not say how well it agrees"
-        )
-    _write_tensors(folder / files[0], tensors)
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, FloatArray]) -> None:
-    from safetensors.numpy import save
-
-    # safetensors stores memory as it lies: a transposed array would be stored wrongly.
-    path.write_bytes(save({name: np.ascontiguousarray(array) for name, array in tensors.items()}))

@@ -76,6 +76,7 @@ class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
         for key, part in parts.items():
             sizes = part.smallest_component_mm3
             _check_keys(f"{key}.smallest_component_mm3", sizes, [label.name for label in TUMOUR_LABELS])
+        # Else a case of some subtype would find no thresholds, in the middle of a run.
         if self.use == "subtypes" and not self.subtypes:
             raise Mismatch("use", self.use, "global, since no subtype has thresholds")
 
@@ -125,6 +126,7 @@ def stored_thresholds(tables: ThresholdTables) -> StoredThresholds:
 def parse_subtypes(value: object, arrays: Mapping[str, FloatArray], file: str) -> SubtypeTables:
     """The subtype model in a JSON value and its arrays, whose shapes have to agree; `file` is named in BundleError."""
     stored = convert(value, _StoredSubtypes, BundleError, file)
+    # In the precision in which scikit-learn fitted them: nearest centroids are compared.
     arrays64 = {name: array.astype(np.float64) for name, array in arrays.items()}
     tables = SubtypeTables(stored.features, stored.extraction, stored.scaling, stored.clusters, arrays64)
     _check_arrays(tables, file.replace(".json", ".safetensors"))
@@ -148,6 +150,7 @@ def _check_arrays(tables: SubtypeTables, file: str) -> None:
             raise mismatch(file, name, list(tables.arrays[name].shape), f"shape {list(shape)}", BundleError)
         if not np.isfinite(tables.arrays[name]).all():
             raise BundleError(f"{file}: {name}: found numbers that are not finite")
+    # scikit-learn replaces a deviation of 0 by 1 when it fits, so that 0 is damage.
     if "scale" in shapes and not (tables.arrays["scale"] > 0).all():
         raise BundleError(f"{file}: scale: found numbers that are not positive")
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from inference.bundle.manifest import ModelEntry
-from inference.bundle.store import Model, write_bundle
+from inference.bundle.store import Model
+from inference.bundle.writing import write_bundle
 from tests.inference.tiny import FOLDS, MEDNEXT, UNET, describe, plans
 
 

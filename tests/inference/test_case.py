@@ -56,7 +56,8 @@ def test_sequences_are_told_apart(phantom_folder: Path, system: System) -> None:
 def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
     from dataclasses import replace
 
-    from inference.bundle.store import Model, load_bundle, write_bundle
+    from inference.bundle.store import Model, load_bundle
+    from inference.bundle.writing import write_bundle
     from tests.inference.tiny import describe
 
     models = []

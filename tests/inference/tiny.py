@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from inference.bundle.manifest import DataSet, Provenance
-from inference.bundle.store import Model, NewBundle
+from inference.bundle.store import Model
 from inference.bundle.tables import SubtypeTables, Thresholds, ThresholdTables
+from inference.bundle.writing import NewBundle
 
 FOLDS = (0, 1)
 PATCH = (32, 32, 32)

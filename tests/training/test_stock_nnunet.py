@@ -298,7 +298,7 @@ def test_the_bundle_says_where_its_network_comes_from(trained: Trained) -> None:
     bundle = load_bundle(trained.bundle)
     (model,) = bundle.models
     assert (model.plans["transpose_forward"] == [0, 1, 2]) == (trained.habit.orientation == "RAS")
-    assert (bundle.orientation, model.heads, model.folds) == (trained.habit.orientation, "regions", (0,))
+    assert (bundle.manifest.orientation, model.heads, model.folds) == (trained.habit.orientation, "regions", (0,))
     origin = bundle.manifest.provenance.config["imported"]["nnunet"]
     assert origin["trainer"] == "nnUNetTrainer_1epoch"
     assert origin["checkpoints"][0]["epochs"] == 1

@@ -9,7 +9,8 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from inference.bundle.store import Bundle, Model, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, load_bundle
+from inference.bundle.writing import contents_of, write_bundle
 from inference.errors import ExitStatus, UsageError
 from inference.predict.engines.base import heads_of
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from inference.bundle.store import Bundle, Model, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, load_bundle
 from inference.bundle.tables import FloatArray
+from inference.bundle.writing import contents_of, write_bundle
 from inference.errors import ExitStatus, UsageError
 from inference.labels import REGIONS, SEQUENCES
 from training.fit.planning import CONFIGURATION

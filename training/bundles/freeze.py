@@ -11,7 +11,8 @@ import msgspec
 import numpy as np
 
 from inference.bundle.manifest import DataSet, Provenance
-from inference.bundle.store import Bundle, Model, NewBundle, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, load_bundle
+from inference.bundle.writing import NewBundle, write_bundle
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions, region_mask
 from inference.predict.engines import open_engine

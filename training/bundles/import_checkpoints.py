@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.manifest import DECISIONS, ORIENTATIONS, ModelEntry, Provenance
-from inference.bundle.store import Bundle, Model, NewBundle, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Bundle, Model, load_bundle
 from inference.bundle.tables import FloatArray, Thresholds, ThresholdTables
+from inference.bundle.writing import NewBundle, contents_of, write_bundle
 from inference.errors import BundleError, ExitStatus, UsageError
 from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name

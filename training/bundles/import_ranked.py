@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.manifest import DECISIONS, Provenance
-from inference.bundle.store import Bundle, NewBundle, write_bundle
+from inference.bundle.store import Bundle
 from inference.bundle.tables import SubtypeTables, Thresholds, ThresholdTables
+from inference.bundle.writing import NewBundle, write_bundle
 from inference.errors import ExitStatus, FolderError, GliomaError, UsageError
 from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.text import printable

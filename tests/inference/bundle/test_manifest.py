@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from inference.bundle.manifest import MANIFEST, SCHEMA, parse_manifest, read_manifest, render_manifest
-from inference.bundle.store import Model, write_bundle
+from inference.bundle.store import Model
+from inference.bundle.writing import write_bundle
 from inference.errors import BundleError
 from tests.inference.tiny import describe
 

@@ -16,8 +16,9 @@ import pytest
 from safetensors.numpy import save
 
 from inference.bundle.manifest import MANIFEST, ModelEntry, read_manifest, render_manifest
-from inference.bundle.store import Model, _describe, load_bundle, read_tensors, write_bundle
+from inference.bundle.store import Model, load_bundle, read_tensors
 from inference.bundle.tables import Thresholds, ThresholdTables
+from inference.bundle.writing import file_entries, write_bundle
 from inference.errors import BundleError
 from tests.inference.tiny import UNET, describe, plans, random_subtypes
 
@@ -43,13 +44,13 @@ def reseal(bundle: Path) -> None:
     """List the bundle's files anew, so that only their contents can be refused."""
     manifest, _ = read_manifest(bundle)
     (bundle / MANIFEST).rename(bundle.parent / MANIFEST)
-    files = _describe(bundle, describe(())).files
+    files = file_entries(bundle)
     (bundle / MANIFEST).write_bytes(render_manifest(replace(manifest, files=files)))
 
 
 def test_what_is_written_comes_back(bundle: Path, plain_models: Models) -> None:
     loaded = load_bundle(bundle)
-    assert loaded.region_thresholds == (0.5, 0.6, 0.7)
+    assert loaded.thresholds.regions == (0.5, 0.6, 0.7)
     assert loaded.thresholds.subtypes[1] == SOME
     assert loaded.thresholds.use == "subtypes"
     assert [model.name for model in loaded.models] == ["nnunet", "mednext"]

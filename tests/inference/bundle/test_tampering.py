@@ -14,7 +14,8 @@ import pytest
 
 import inference
 from inference.bundle.manifest import MANIFEST
-from inference.bundle.store import Model, load_bundle, write_bundle
+from inference.bundle.store import Model, load_bundle
+from inference.bundle.writing import write_bundle
 from inference.errors import BundleError
 from tests.inference.tiny import describe, random_subtypes
 

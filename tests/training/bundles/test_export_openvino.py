@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from inference.bundle.manifest import MANIFEST, ModelEntry, read_manifest, render_manifest
-from inference.bundle.store import Model, _describe, contents_of, load_bundle, write_bundle
+from inference.bundle.store import Model, load_bundle
 from inference.bundle.tables import Thresholds, ThresholdTables
+from inference.bundle.writing import contents_of, file_entries, write_bundle
 from inference.cli import main as inference
 from inference.errors import BundleError
 from inference.predict.networks import build_network, deployed_weights
@@ -46,7 +47,7 @@ def reseal(bundle: Path) -> None:
     """List the files anew: what a hostile author of a bundle would do."""
     manifest, _ = read_manifest(bundle)
     (bundle / MANIFEST).rename(bundle.parent / MANIFEST)
-    files = _describe(bundle, describe(())).files
+    files = file_entries(bundle)
     (bundle / MANIFEST).write_bytes(render_manifest(replace(manifest, files=files)))
 
 

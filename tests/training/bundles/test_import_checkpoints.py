@@ -95,7 +95,7 @@ def test_mednexts_say_the_same(labels: dict[str, object], outputs: list[int], tm
     assert imported(tmp_path / "bundle", "--mednext", tmp_path / "mednext", "--mednext-patch", 32, 32, 48) == 0
     bundle = load_bundle(tmp_path / "bundle")
     (model,) = bundle.models
-    assert bundle.orientation == "LPS"
+    assert bundle.manifest.orientation == "LPS"
     assert model.heads == ("regions" if labels is REGIONS else "labels")
     assert model.folds == (0, 1)
     assert model.plans["configurations"]["3d_fullres"]["patch_size"] == [32, 32, 48]

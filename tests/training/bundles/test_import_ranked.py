@@ -18,7 +18,6 @@ import pytest
 
 from inference.bundle.manifest import Manifest
 from inference.bundle.store import load_bundle
-from inference.refine.radiomics import FeatureVector
 from inference.refine.subtypes import subtype_model
 from tests.training.bundles import lookalike
 from tests.training.bundles.lookalike import FORMS, MEDNEXTS, NNUNET, Files, layers_of, tarred, write_folder
@@ -66,8 +65,8 @@ def test_every_form_gives_the_same_bundle(form: str, files: Files, bundle: Path,
 
 def test_the_bundle_says_what_it_is_and_where_from(bundle: Path) -> None:
     loaded = load_bundle(bundle)
-    assert loaded.orientation == "RAS"
-    assert loaded.decision == "argmax"
+    assert loaded.manifest.orientation == "RAS"
+    assert loaded.manifest.decision == "argmax"
     assert [(model.name, model.heads, model.averaging, model.folds) for model in loaded.models] == [
         ("nnunet", "labels", "logits", (0, 1, 2, 3, 4)),
         ("mednext", "labels", "probabilities", (0, 1, 2, 3, 4)),
@@ -92,7 +91,7 @@ def test_subtypes_are_those_of_scikit_learn(bundle: Path) -> None:
     fit = lookalike.fitted()
     values = lookalike.tumours(200, seed=1)
     expected = fit["kmeans"].predict(fit["pca"].transform(fit["normalizer"].transform(values)))
-    found = [model.assign(FeatureVector(row)).cluster for row in values]
+    found = [model.assign(row).cluster for row in values]
     assert len(set(found)) > 3
     np.testing.assert_array_equal(found, expected)
 
@@ -123,7 +122,7 @@ def test_region_heads_are_read_from_the_files(tmp_path: Path, caplog: pytest.Log
     assert main([*words, "--decision", "regions", "--fallback-cluster", "2", "--licence", "CC0"]) == 0
     loaded = load_bundle(tmp_path / "bundle")
     assert {model.heads for model in loaded.models} == {"regions"}
-    assert loaded.decision == "regions"
+    assert loaded.manifest.decision == "regions"
     assert loaded.thresholds.overall == loaded.thresholds.subtypes[2]
     assert loaded.manifest.licence == "CC0"
 
