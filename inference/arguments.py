@@ -55,6 +55,7 @@ def _shard(word: str) -> tuple[int, int]:
     return int(part), int(parts)
 
 
+# One field is one option, and its lines are read as a table.
 # fmt: off
 @dataclass(frozen=True)
 class InferArguments:
@@ -162,16 +163,17 @@ def parse_arguments(words: Sequence[str], environment: Mapping[str, str] | None 
         description=kind.__doc__,
         epilog=_EPILOGUE if verb == "infer" else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
+        allow_abbrev=False,  # an unknown option that a platform passes must not be taken for one of ours
     )
     for entry in fields(kind):
         if entry.metadata:
             names, settings = entry.metadata["names"], entry.metadata["settings"]
+            # A word, not a value: argparse parses defaults that are texts, and so names what is wrong with them.
             default = _default(environment, entry.metadata["environment"], settings) or entry.default
             parser.add_argument(*names, default=default, **settings)
     if verb != "infer":
         given = parser.parse_args(rest)
-        if verb == "info" and given.json and given.card:
+        if verb == "info" and given.json and given.card:  # a group of argparse would be a second way to declare options
             parser.error("argument --card: not allowed with argument --json")
         return kind(**vars(given))
     given, unknown = parser.parse_known_args(list(rest))

@@ -41,6 +41,7 @@ class System:
         `scans` is :func:`inference.intake.cases.digest_scans`. `noted` says that the scan was mended or is odd, so that
         a later run knows to look at it again.
         """
+        # NIfTI's `descrip` has 80 bytes, and ends with a zero.
         return f"{self.made_by}{scans}{'!' * noted} {self.bundle.manifest.name}"[:79]
 
     @property
@@ -64,7 +65,9 @@ def open_system(
     """
     if isinstance(bundle, Path):
         bundle = load_bundle(bundle)
+    # Before the networks, which take seconds: a table that does not fit is found first.
     subtypes = subtype_model(bundle.subtypes) if bundle.subtypes else None
+    # Graphs of OpenVINO run on a CPU only, so that a GPU is not looked for.
     if engine == "auto" and device == "auto" and any(model.format == "openvino" for model in bundle.models):
         engine = "openvino"
     runner = open_engine(engine, device, threads=threads)

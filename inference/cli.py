@@ -93,7 +93,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     """Look at everything that can be wrong before a case is read, the cheapest first; then segment the folder."""
     if arguments.ignored:
         log.warning("ignored: unknown options %s", ", ".join(map(repr, arguments.ignored)))
-    give_memory_back()
+    give_memory_back()  # before any library allocates
     machine = look_around()
     threads = arguments.threads or machine.threads
     check_limits(threads)
@@ -105,7 +105,7 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     from inference.report.recorder import RecordFile
     from inference.results import CohortSettings
 
-    recorder = RecordFile(arguments.record)
+    recorder = RecordFile(arguments.record)  # before the networks load: a place that takes no file is told at once
     system = open_system(
         arguments.bundle, profile=arguments.profile, engine=arguments.engine, device=arguments.device, threads=threads
     )
@@ -269,6 +269,7 @@ def _check(arguments: CheckArguments) -> int:
     check_limits(look_around().threads)
     from inference.case import open_system
 
+    # On a CPU, which every machine has: a bundle is sound or not, whatever is free on a GPU.
     system = open_system(arguments.bundle, device="cpu")
     manifest = system.bundle.manifest
     networks = sum(len(model.folds) for model in manifest.models)

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import zip_longest
-from typing import Final, TypeVar, TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import numpy as np
 
@@ -27,8 +27,6 @@ from inference.results import CohortSettings, draw, is_drawn, read_result, stamp
 log = logging.getLogger(__name__)
 _Item = TypeVar("_Item")
 _Given = TypeVarTuple("_Given")
-
-_EMPTY_STAMP: Final = "all background: the case failed"
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,8 @@ def _overlap(
     advance: Progress,
 ) -> None:
     """Read, predict and finish all tasks in turn, at most three at a time, and settle each in this thread."""
+    # Threads, not processes: all three steps spend their time in libraries that release the interpreter's lock, and a
+    # process would have to be sent each scan.
     with ThreadPoolExecutor(1, "read") as reader, ThreadPoolExecutor(1, "finish") as finisher:
         reading: list[Future[Scan | CaseRecord]] = []
         finishing: list[tuple[_Task, Future[CaseRecord]]] = []
@@ -145,11 +145,11 @@ def _overlap(
                     read(task)
                 scan = reading.pop().result()
                 if not _fit_beside(following, scan, system):
-                    settle_last()
+                    settle_last()  # and the next is read when this one is through
                 elif following is not None:
                     read(following)
                 if isinstance(scan, CaseRecord):
-                    settle_last()
+                    settle_last()  # cases are reported in their order
                     settle(task, scan)
                     continue
                 regions = _attempt(_predict, task, system, settings, scan, advance)
@@ -161,6 +161,7 @@ def _overlap(
                 # Nothing of this case may stay in memory while the next one is predicted.
                 del scan, regions
         finally:
+            # A case that is being written is finished whatever ends the run; one that is only read is dropped.
             settle_last()
             reader.shutdown(cancel_futures=True)
 
@@ -200,7 +201,7 @@ def _attempt(
     """Result of a step of a case, or the record of a failed case where anything goes wrong in it."""
     try:
         return step(task, system, settings, *given)
-    except Exception as error:
+    except Exception as error:  # whatever a library raises is the end of this case, and of no other
         log.debug("%s failed", task.case.id, exc_info=True)
         return _failed(task, system, settings, reason(error, task.case.id))
 
@@ -211,13 +212,10 @@ def _read(task: _Task, system: System, settings: CohortSettings) -> Scan | CaseR
         raise task.problem
     with task.timed("read"):
         task.scans = digest_scans(task.case)
-    if settings.resume:
-        record = _earlier_result(task, system, settings)
-        if record is not None:
-            return record
+    if settings.resume and (record := _earlier_result(task, system, settings)):
+        return record
     with task.timed("read"):
-        if not fits(PLENTY):
-            check_fits(task.case.id, need_to_read(task.case), "read")
+        check_fits(task.case.id, "read", lambda: need_to_read(task.case))
         return read_scan(task.case)
 
 
@@ -226,8 +224,7 @@ def _predict(
 ) -> RegionProbabilities:
     compare = settings.report is not None or settings.uncertainty is not None
     with task.timed("predict"):
-        if not fits(PLENTY):
-            check_fits(scan.case, need_to_predict(scan, system), "predict")
+        check_fits(scan.case, "predict", lambda: need_to_predict(scan, system))
         return predict_regions(scan, system, progress=progress, compare=compare)
 
 
@@ -256,6 +253,7 @@ def _earlier_result(task: _Task, system: System, settings: CohortSettings) -> Ca
     A picture that is missing is drawn now. What there is to say about the scan is found out again.
     """
     case, path = task.case, settings.label_map(task.case.id)
+    # The stamp names bundle, profile and scans: where one of them is another, the result is not the one asked for.
     stamp = stamp_of(path)
     noted = stamp == system.stamp(task.scans, noted=True)
     if stamp is None or not (noted or stamp == system.stamp(task.scans)):
@@ -305,12 +303,14 @@ def _failed(task: _Task, system: System, settings: CohortSettings, error: str) -
         made = (stamp_of(path) or "").startswith(system.made_by)
         kept = settings.resume and made and read_result(path, any_geometry(case.paths)) is not None
     except (OSError, MemoryError):
-        kept = path.exists()
+        kept = path.exists()  # what cannot be looked at may be a result
     if kept:
         return replace(failed, error=f"{error}; the label map of an earlier run is kept")
     try:
         geometry = any_geometry(case.paths)
-        write_labels(np.zeros(geometry.canonical_shape, np.uint8), geometry, path, stamp=_EMPTY_STAMP)
+        write_labels(
+            np.zeros(geometry.canonical_shape, np.uint8), geometry, path, stamp="all background: the case failed"
+        )
     except (GliomaError, OSError, MemoryError) as no_file:
         return replace(failed, error=f"{error}; and no empty file either: {reason(no_file, case.id)}")
     warning = "THE FILE IS EMPTY BECAUSE THE CASE FAILED, not because there is no tumour"

@@ -22,14 +22,15 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+# How long a reader of our standard error is waited for: once while it takes nothing, and at the end.
 _PATIENCE_SECONDS = 0.5
-"""How long a reader of our standard error is waited for: once while it takes nothing, and at the end."""
+# Lines that wait for their reader; further ones are dropped. The record of the run has it all.
 _MOST_WAITING = 200
-"""Lines that wait for their reader; further ones are dropped. The record of the run has it all."""
+# Characters per line, so that a line fits into a pipe that has room at all (PIPE_BUF is 4096 bytes).
 _LINE_LIMIT = 2000
-"""Characters per line, so that a line fits into a pipe that has room at all."""
+# The steps of a case as they are shown. Of several cases at work the one whose step comes first here is shown, since
+# prediction takes longest.
 _STEPS = {"predict": "predicting", "refine": "refining", "write": "writing", "draw": "drawing", "read": "reading"}
-"""The steps of a case as they are shown. Of several cases at work the one whose step comes first is shown."""
 
 
 def say(text: str) -> None:
@@ -185,6 +186,7 @@ class Console(logging.Handler):
     def advance(self, done: int, total: int) -> None:
         """Show the forward passes of the case in prediction, done and in all."""
         if self._bar is not None:
+            # Of one pass more, so that a case counts as done when it is written and not before.
             self._bar.update(int(self._bar.n) + done / (total + 1) - self._bar.n)
             left = (time.monotonic() - self._predicting_since) * (total / done - 1) if done else None
             self._describe(left)

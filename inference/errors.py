@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copyreg
 import sys
 from collections.abc import Sequence
 from enum import IntEnum
@@ -37,12 +38,7 @@ class GliomaError(Exception):
         Python calls a class again with `args`, which here are the text alone: where a class takes more, that fails in
         the thread that reads the results of a pool, and breaks the pool.
         """
-        return _made_again, (type(self), self.args), self.__dict__
-
-
-def _made_again(kind: type[GliomaError], args: tuple[object, ...]) -> GliomaError:
-    """An error as it was, but for its attributes."""
-    return kind.__new__(kind, *args)
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined] # (pickle's own)
 
 
 class UsageError(GliomaError):

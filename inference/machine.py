@@ -17,25 +17,25 @@ from typing import Final, TypeVar
 from inference.errors import UsageError
 
 _LIBRARIES = ("numpy", "nibabel", "torch", "openvino", "safetensors", "connected-components-3d")
-LITTLE_MEMORY_GIB: Final = 3.0
-"""Below this a scan of the usual size may not fit."""
+# Below this a scan of the usual size may not fit.
+_LITTLE_MEMORY_GIB: Final = 3.0
 _GIB = 2**30
 _MIB = 2**20
+# Options of `mallopt`, as in glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-"""Options of `mallopt`, as in glibc's malloc.h."""
+# Limit, usage, and the key of file cache in `memory.stat`: cgroup v2, v1.
 _MEMORY_FILES: Final = (
     ("memory.max", "memory.current", "inactive_file"),
     ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
 )
-"""Limit, usage, and the key of file cache in `memory.stat`: cgroup v2, v1."""
+# OpenVINO, numpy and the embedded bundle take 1640 MiB of addresses before the first case, most of them never used.
 _LEAST_ADDRESS_SPACE: Final = 1800 * _MIB
-"""OpenVINO, numpy and the embedded bundle take 1640 MiB of addresses before the first case, most of them never used."""
+# OpenVINO's or torch's threads, and OpenBLAS's.
 _THREADS_PER_CORE: Final = 2
-"""OpenVINO's or torch's threads, and OpenBLAS's."""
+# OpenVINO's compilers, reading, its four sequences, finishing: 28 threads were counted in a run on one core.
 _OWN_THREADS: Final = 25
-"""OpenVINO's compilers, reading, its four sequences, finishing: 28 threads were counted in a run on one core."""
+# Bytes, so that the threads that are tried take no address space to speak of.
 _SMALL_STACK: Final = 2**18
-"""Bytes, so that the threads that are tried take no address space to speak of."""
 _Parsed = TypeVar("_Parsed")
 
 
@@ -96,8 +96,8 @@ def describe_machine(
         yield logging.INFO, "device: the CPU, no GPU is seen"
     memory, total = machine.memory_gib, machine.machine_memory_gib
     whose = f" of the machine's {total}, by the container's limit" if memory and total and memory < total else ""
-    if memory is not None and memory < LITTLE_MEMORY_GIB:
-        yield logging.WARNING, f"only {memory} GiB of memory may be used{whose}, which may not do"
+    if memory is not None and memory < _LITTLE_MEMORY_GIB:
+        yield logging.WARNING, f"only {memory} GiB of memory may be used{whose}, which may be too little"
     else:
         yield logging.INFO, "memory: unknown" if memory is None else f"memory: {memory} GiB{whose}"
     if threads > machine.threads:
@@ -107,7 +107,7 @@ def describe_machine(
         yield logging.INFO, f"threads: {threads} on {machine.cores} cores"
     yield logging.INFO, "writes: " + ", ".join(f"{what} to {place}" for what, place in places.items())
     if machine.scratch is None:
-        nowhere = "no folder for temporary files (TMPDIR, /tmp) can be written to: pictures may not come about"
+        nowhere = "no folder for temporary files (TMPDIR, /tmp) can be written to: pictures may be missing"
         yield logging.WARNING, nowhere
 
 
@@ -126,6 +126,7 @@ def available_threads(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/
     """Cores that this process may keep busy: by its affinity, the quota of its cgroup (v2 or v1), and
     `OMP_NUM_THREADS` where that is a number.
     """
+    # Not os.cpu_count(), which in a container is that of the whole machine.
     threads = len(os.sched_getaffinity(0))
     with suppress(ValueError):
         threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
@@ -172,6 +173,7 @@ def free_memory(
                 free.append(limit - usage + files)
     available = _read(meminfo, partial(_labelled, key="MemAvailable:"))
     if available is not None:
+        # Swap is slow, but a case that is slow is better than one that fails.
         swap = _read(meminfo, partial(_labelled, key="SwapFree:")) or 0
         free.append((available + swap) * 1024)
     address_space = free_address_space()
@@ -198,6 +200,7 @@ def check_limits(threads: int) -> None:
     if space is not None and space < _LEAST_ADDRESS_SPACE:
         found, least = space // _MIB, _LEAST_ADDRESS_SPACE // _MIB
         raise UsageError(f"out of memory: ulimit -v leaves {found} MiB of address space, expected at least {least}")
+    # Limits are those of a user or container, and count processes of others: only trying tells what is left.
     wanted = _THREADS_PER_CORE * threads + _OWN_THREADS
     release, started = threading.Event(), []
     usual = threading.stack_size(_SMALL_STACK)
@@ -263,14 +266,13 @@ def _labelled(text: str, key: str) -> int:
 
 def _quota(folder: Path) -> float | None:
     """Cores that a cgroup grants, None where it sets no limit."""
-    both = _read(folder / "cpu.max", lambda text: [float(word) for word in text.split()])
-    if both is None:
-        quota = _read(folder / "cpu.cfs_quota_us", float)
-        period = _read(folder / "cpu.cfs_period_us", float)
-        both = [quota, period] if quota is not None and period is not None else None
-    if both is None or len(both) != 2 or min(both) <= 0:
-        return None
-    return both[0] / both[1]
+    for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # cgroup v2, v1
+        words = " ".join(_read(folder / name, str) or "" for name in names).split()
+        with suppress(ValueError):  # "max", -1 and 0 are no limit
+            quota, period = map(float, words)
+            if min(quota, period) > 0:
+                return quota / period
+    return None
 
 
 def _read(path: Path, parse: Callable[[str], _Parsed]) -> _Parsed | None:

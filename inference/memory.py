@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import numpy as np
@@ -27,14 +27,14 @@ free nothing is foreseen, since headers take time to read."""
 # Bytes per voxel, by what is in memory at the same time; what was measured with the embedded bundle is in brackets.
 _SCAN: Final = 4 * len(SEQUENCES)
 _PROBABILITIES: Final = 4 * len(REGIONS)
+# Of one sequence, beside its stored voxels: masks of what is not finite.
 _DECODED: Final = 2
-"""Of one sequence, beside its stored voxels: masks of what is not finite."""
+# On the networks' grid: the preprocessed scan, the logits of one network and the mean of all.
 _PASS: Final = _SCAN + 2 * _PROBABILITIES
-"""On the networks' grid: the preprocessed scan, the logits of one network and the mean of all."""
+# On the scan's grid, where it is not that of the networks: one array in float64.
 _RESAMPLED: Final = 8 * len(REGIONS)
-"""On the scan's grid, where it is not that of the networks: one array in float64."""
+# Arrays of the widest layer at full resolution that an engine holds (.7 OpenVINO in bfloat16, .8 torch).
 _ACTIVATIONS: Final = 0.75
-"""Arrays of the widest layer at full resolution that an engine holds (.7 OpenVINO in bfloat16, .8 torch)."""
 FINISHING: Final = 24
 """On the scan's grid: labels, their components, and the intensities of one sequence in float64."""
 
@@ -84,10 +84,11 @@ def fits(need: int) -> bool:
     return free is None or need <= free
 
 
-def check_fits(case: str, need: int, step: str) -> None:
-    """CaseError where a step needs more memory than is free."""
+def check_fits(case: str, step: str, foresee: Callable[[], int]) -> None:
+    """CaseError where a step needs more memory than is free; `foresee` gives its bytes, and is asked if it is close."""
+    # Better before than in the middle: Linux kills a process that takes too much, and the whole cohort ends.
     free = free_memory()
-    if free is not None and need > free:
+    if free is not None and free < PLENTY and (need := foresee()) > free:
         raise CaseError(
             case,
             f"too little memory to {step} it",

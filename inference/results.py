@@ -22,8 +22,8 @@ from inference.settings import OnError
 
 log = logging.getLogger(__name__)
 
+# matplotlib draws in one thread at a time (its guide on thread safety), and a resumed case is drawn where it is read.
 _DRAWING: Final = threading.Lock()
-"""matplotlib draws in one thread at a time."""
 
 
 @dataclass(frozen=True)

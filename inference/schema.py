@@ -39,8 +39,8 @@ Positive = Annotated[int, Meta(ge=1)]
 Amount = Annotated[float, Meta(ge=0)]
 Share = Annotated[float, Meta(ge=0, le=1)]
 
+# A step of msgspec's paths: a field, an index of a list, or some value of a mapping.
 _PATH: Final = re.compile(r"\.([^.\[\]]+)|\[(\d+)\]|(\[\.\.\.\])")
-"""A step of msgspec's paths: a field, an index of a list, or some value of a mapping."""
 
 
 def one_of(choices: Sequence[str]) -> Meta:
@@ -92,6 +92,7 @@ def read_json(path: Path, kind: type[T], error: type[GliomaError], file: str = "
 def parse_json(raw: bytes, kind: type[T], error: type[GliomaError], file: str) -> T:
     """The bytes of a JSON file as `kind`; keys given twice and numbers that are not finite are refused, too."""
     try:
+        # Python's reader, not msgspec's, which takes the last of two equal keys without a word.
         value: object = json.loads(raw.decode(), object_pairs_hook=_unique, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as problem:
         if isinstance(problem, _Unclear):
@@ -117,7 +118,7 @@ def read_yaml(path: Path, error: type[GliomaError]) -> dict[str, object]:
 def convert(value: object, kind: type[T], error: type[GliomaError], file: str) -> T:
     """`value`, as JSON or YAML give it, as `kind`."""
     try:
-        found = msgspec.convert(value, kind, str_keys=True)
+        found = msgspec.convert(value, kind, str_keys=True)  # keys of JSON are texts, those of mappings may be numbers
     except msgspec.ValidationError as problem:
         raise _explained(problem, value, kind, error, file) from None
     except (RecursionError, OverflowError) as problem:
@@ -135,7 +136,7 @@ def to_json(value: object, indent: int = 1) -> bytes:
 def _read(path: Path, error: type[GliomaError], file: str, limit: int = SIZE_LIMIT) -> bytes:
     try:
         with path.open("rb") as stream:
-            raw = stream.read(limit + 1)
+            raw = stream.read(limit + 1)  # not the size that the system states: a pipe has none
     except OSError as problem:
         raise error(f"{file}: cannot be read ({problem.strerror or problem})") from problem
     if len(raw) > limit:
@@ -178,7 +179,7 @@ def _yaml_loader() -> type[yaml.SafeLoader]:
         return _finite(str(loader.construct_yaml_float(node)))
 
     def construct_date(_: Loader, node: yaml.ScalarNode) -> str:
-        return str(node.value)  # a text, as in JSON
+        return str(node.value)  # as in JSON, where a date is a text
 
     Loader.add_constructor("tag:yaml.org,2002:float", construct_float)
     Loader.add_constructor("tag:yaml.org,2002:timestamp", construct_date)
@@ -198,6 +199,7 @@ def _explained(
         found = found[step]  # type: ignore[index]
         node = _below(node, step)
     key = _key(steps)
+    # msgspec wraps what a type's own checks raise, and says where in the file it was.
     if isinstance(cause := problem.__cause__, Mismatch):
         inner = f"{key}.{cause.key}" if key and cause.key else key or cause.key
         return mismatch(file, inner, cause.found, cause.expected, error)
@@ -222,6 +224,7 @@ def _steps(path: str, value: object, kind: object, message: str) -> list[str | i
             mapping = mapping[step]  # type: ignore[index]
         if not isinstance(mapping, Mapping):  # a set or a tuple of any length
             break
+        # Each value alone: the one at fault is the one that fails with the same message.
         for key, entry in mapping.items():
             try:
                 msgspec.convert(_with(value, steps, {key: entry}), kind, str_keys=True)

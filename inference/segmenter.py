@@ -86,6 +86,7 @@ class Segmenter:
             raise UsageError(f"case: {error}") from error
         begin = time.perf_counter()
         given = dict(zip(SEQUENCES, (t1n, t1c, t2w, t2f), strict=True))
+        # Images and arrays become files, so that every case passes the same checks.
         with tempfile.TemporaryDirectory() as scratch:
             paths = {name: _as_file(sequence, name, Path(scratch)) for name, sequence in given.items()}
             digest, scan = digest_scans(Case(case, paths)), read_scan(Case(case, paths))

@@ -41,7 +41,9 @@ def score_table(scores: Mapping[str, object]) -> Iterator[str]:
         return
     counts = {region: _counts(rows, region) for region in REGIONS}
     heads = (f"{region} ({counts[region]} cases)" if counts[region] else region for region in REGIONS)
-    yield f"Whole-volume Dice, over the cases that have the region / {' / '.join(_lesionwise(rows))}:\n"
+    found = {key for _, regions in rows for scores in regions.values() if isinstance(scores, Mapping) for key in scores}
+    metrics = [f"lesion-wise, {name}" for metric, name in _METRICS.items() if metric != "dice" and metric in found]
+    yield f"Whole-volume Dice, over the cases that have the region / {' / '.join(metrics)}:\n"
     yield f"| system | {' | '.join(heads)} |"
     yield "|---" * (1 + len(REGIONS)) + "|"
     for path, regions in rows:
@@ -59,7 +61,7 @@ def leaves(value: object, path: str = "") -> Iterator[str]:
         numbers = (f"{key} {item:.4g}" if isinstance(item, float) else f"{key} {item}" for key, item in plain.items())
         yield f"{path.strip()}: {', '.join(numbers)}"
     for key, item in value.items():
-        if not (path and key in plain):
+        if not (path and key in plain):  # at the top each plain value has a line of its own
             yield from leaves(item, f"{path} {key}")
 
 
@@ -98,12 +100,6 @@ def _cell(scores: object) -> str:
     """The scores of a region side by side; a dash for the Dice of one that no case has."""
     cell = " / ".join(f"{value:.2f}" for value in _shown(scores))
     return f"– / {cell}" if cell and isinstance(scores, Mapping) and "dice" not in scores else cell
-
-
-def _lesionwise(rows: Sequence[_Row]) -> Iterator[str]:
-    """Text after Dice in a cell, by the definitions' years."""
-    found = {key for _, regions in rows for scores in regions.values() if isinstance(scores, Mapping) for key in scores}
-    yield from (f"lesion-wise, {name}" for metric, name in _METRICS.items() if metric != "dice" and metric in found)
 
 
 def _counts(rows: Sequence[_Row], region: str) -> str:

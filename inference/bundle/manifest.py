@@ -152,6 +152,7 @@ _TOGETHER = (("subtypes.json", "subtypes.safetensors"), ("fold_subtypes.json", "
 
 def _check_file_list(files: Mapping[str, FileEntry], models: tuple[ModelEntry, ...]) -> None:
     """Refuse a list that lacks a file that the models need or that names one that nothing reads."""
+    # What nothing reads nobody has looked at, and it would travel with the weights under their hashes.
     needed = {"thresholds.json"} | {f"{model.name}/plans.json" for model in models}
     needed |= {name for model in models for fold in model.folds for name in network_files(model, fold)}
     for pair in _TOGETHER:
@@ -193,7 +194,7 @@ def _check(manifest: Manifest) -> None:
 def _check_schema(value: Mapping[str, object]) -> None:
     """Checked before anything else, since every other key depends on it."""
     schema = value.get("schema")
-    if type(schema) is not int:
+    if type(schema) is not int:  # True is an int of value 1
         raise mismatch(MANIFEST, "schema", schema, "a whole number", BundleError)
     if schema > SCHEMA:
         raise BundleError(

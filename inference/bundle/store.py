@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypedDict
 
 import msgspec
 import numpy as np
@@ -17,15 +16,6 @@ from inference.bundle.manifest import MANIFEST, FileEntry, Manifest, ModelEntry,
 from inference.bundle.tables import FloatArray, SubtypeTables, ThresholdTables, parse_subtypes, parse_thresholds
 from inference.errors import BundleError
 from inference.schema import convert, mismatch, read_json
-
-
-class _Stored(TypedDict):
-    dtype: str
-    shape: list[int]
-    data: bytes
-
-
-_DTYPES: Mapping[str, str] = {"F16": "<f2", "F32": "<f4", "F64": "<f8"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,27 +112,23 @@ class Bundle:
 
 
 def read_tensors(path: Path, file: str) -> dict[str, FloatArray]:
-    """The arrays of a safetensors file, called `file` in errors; bfloat16, which numpy lacks, comes as float32.
+    """The arrays of a safetensors file, called `file` in errors.
 
-    BundleError where the file cannot be read or holds anything but floating-point numbers.
+    BundleError where the file cannot be read or holds anything but floating-point numbers that numpy knows.
     """
-    from safetensors import SafetensorError, deserialize
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
 
+    expected = "float16, float32 or float64"
     try:
-        entries: list[tuple[str, _Stored]] = deserialize(path.read_bytes())  # type: ignore[no-untyped-call]
+        arrays: dict[str, FloatArray] = load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise BundleError(f"{file}: not a readable safetensors file ({error})") from error
-    arrays: dict[str, FloatArray] = {}
-    for name, tensor in entries:
-        dtype, shape, data = tensor["dtype"], tensor["shape"], tensor["data"]
-        if dtype == "BF16":
-            # bfloat16 is the upper half of a float32.
-            upper = np.frombuffer(data, "<u2").astype(np.uint32) << 16
-            arrays[name] = upper.view(np.float32).reshape(shape)
-        elif dtype in _DTYPES:
-            arrays[name] = np.frombuffer(data, _DTYPES[dtype]).reshape(shape)
-        else:
-            raise mismatch(file, name, dtype, "F16, BF16, F32 or F64", BundleError)
+    except KeyError as error:  # the name of a type, such as BF16
+        raise BundleError(f"{file}: found tensors of type {error.args[0]}, expected {expected}") from None
+    for name, array in arrays.items():
+        if array.dtype.kind != "f":  # of floating-point numbers the format has these and BF16 only
+            raise mismatch(file, name, array.dtype.name, expected, BundleError)
     return arrays
 
 
@@ -195,6 +181,7 @@ def file_sha256(path: Path, name: str) -> str:
         raise BundleError(f"{name}: cannot be read ({error.strerror or error})") from error
 
 
+# Of nnU-Net's plans only what builds the network is relied on; all else is kept as it is.
 class _Configuration(msgspec.Struct):
     architecture: dict[str, object]
 

@@ -62,6 +62,7 @@ class SubtypeTables:
     `mean` and `scale` (features,)."""
 
 
+# Apart from `ThresholdTables`, since JSON names the regions and calls `overall` what is no name in Python.
 class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
     """`thresholds.json` as it is written."""
 

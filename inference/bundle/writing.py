@@ -33,22 +33,16 @@ from inference.schema import read_json, to_json
 
 @dataclass(frozen=True)
 class NewBundle:
-    """All that a bundle is made of."""
+    """All that a bundle is made of; names without words are those of :class:`inference.bundle.manifest.Manifest`."""
 
     name: str
-    """Short name."""
     version: str
-    """Version of the bundle."""
     intended_use: str
-    """What it is for."""
     limits: str
-    """What it is not for, and where it is known to fail."""
     licence: str
-    """Licence of the weights."""
     provenance: Provenance
-    """Where it comes from."""
     models: Sequence[Model]
-    """The ensemble."""
+    """The ensemble, with its networks."""
     thresholds: ThresholdTables
     """Region thresholds and refinement."""
     scores: Mapping[str, object]
@@ -62,11 +56,9 @@ class NewBundle:
     texts: Mapping[str, str] = field(default_factory=dict)
     """Texts to go with it: `LICENSE`, `MODEL_CARD.md`."""
     created: str = ""
-    """When it was frozen, ISO 8601 with time zone; now, if empty."""
+    """Now, if empty."""
     orientation: str = "RAS"
-    """Orientation of the arrays that its networks see: `RAS` or `LPS`."""
     decision: str = "regions"
-    """How probabilities become labels: `regions` or `argmax`."""
 
 
 def contents_of(bundle: Bundle) -> NewBundle:
@@ -155,14 +147,13 @@ def _manifest(new: NewBundle, files: Mapping[str, FileEntry]) -> Manifest:
 
 def _write_contents(folder: Path, new: NewBundle) -> None:
     for model in new.models:
-        if set(model.networks) != set(model.entry.folds):
-            raise BundleError(
-                f"{model.entry.name}: found networks of folds {sorted(model.networks)}, expected those listed"
-            )
-        (folder / model.entry.name).mkdir()
-        (folder / model.entry.name / "plans.json").write_bytes(to_json(model.plans))
+        if set(model.networks) != set(model.folds):
+            raise BundleError(f"{model.name}: found networks of folds {sorted(model.networks)}, expected those listed")
+        (folder / model.name).mkdir()
+        (folder / model.name / "plans.json").write_bytes(to_json(model.plans))
         for fold in model.folds:
             _write_network(folder, model, fold, "half_precision" in new.scores)
+    # Plain writes: the folder gets its name when all of it is there and has been loaded.
     (folder / "thresholds.json").write_bytes(to_json(stored_thresholds(new.thresholds)))
     for stem, tables in (("subtypes", new.subtypes), ("fold_subtypes", new.fold_subtypes)):
         if tables is not None:

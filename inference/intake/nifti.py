@@ -72,11 +72,6 @@ class Image:
     notes: Notes
     """The case, and what was found so far; reading the voxels adds to it."""
 
-    @property
-    def size(self) -> int:
-        """Bytes up to the end of the last voxel, after decompression."""
-        return self.offset + math.prod(self.geometry.shape) * self.dtype.itemsize
-
 
 @np.errstate(all="ignore")  # a header's numbers may be anything, and what is not finite is looked for
 def open_image(path: Path, case: str, *, fewest: int = _FEWEST_VOXELS) -> Image:
@@ -113,19 +108,19 @@ def read_voxels(image: Image) -> NDArray[np.generic[object]]:
 
     CaseError where the file ends early, is corrupt, or holds a slice or more beyond what its header declares.
     """
-    notes, size = image.notes, image.size
+    notes, shape, dtype = image.notes, image.geometry.shape, image.dtype
+    size = image.offset + math.prod(shape) * dtype.itemsize
     # A few bytes at the end are padding; a slice or more means that the header's dimensions are wrong.
-    most = size + image.geometry.shape[0] * image.geometry.shape[1] * image.dtype.itemsize
+    most = size + shape[0] * shape[1] * dtype.itemsize
     contents = read_contents(image.path, most, notes)
-    expected = f"{size} bytes for {times(image.geometry.shape)} {image.dtype.name}"
+    expected = f"{size} bytes for {times(shape)} {dtype.name}"
     if len(contents) < size:
         raise notes.refusal("truncated", found=f"{len(contents)} bytes", expected=expected)
     if len(contents) >= most:
         raise notes.refusal("more data than its header declares", found=f"{most} bytes or more", expected=expected)
     if len(contents) > size:
         notes.repairs.append(f"{len(contents) - size} bytes after the last voxel were ignored")
-    flat = np.frombuffer(contents, image.dtype, offset=image.offset, count=math.prod(image.geometry.shape))
-    return flat.reshape(image.geometry.shape, order="F")
+    return np.frombuffer(contents, dtype, math.prod(shape), image.offset).reshape(shape, order="F")
 
 
 def read_contents(path: Path, most: int, notes: Notes) -> bytes:

@@ -151,6 +151,7 @@ def extract_features(
         return NoFeatures(reason)
     box = bounding_box(tumour)
     shape = shape_features(tumour[box], spacing)
+    # A voxel is brain if any sequence has signal there: an artefact in one of them leaves no hole.
     brain_voxels = int(np.count_nonzero((data != 0).any(axis=0))) if settings.statistics == "brain" else None
     values = [shape[name] for name in _SHAPE.split()]
     for sequence in data:

@@ -74,6 +74,7 @@ def subtype_model(tables: SubtypeTables, file: str = "subtypes.json") -> Subtype
 
     Raises :class:`BundleError`, naming `file`, where the features or their settings are not ones that can be extracted.
     """
+    # Centroids are arrays without names: features in another order would give some subtype all the same.
     check_feature_names(tables.features, file)
     return SubtypeModel(parse_settings(tables.extraction, file), tables.scaling, **tables.arrays)
 
