@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.manifest import MANIFEST, FileEntry, Manifest, ModelEntry, network_files, read_manifest
-from inference.bundle.tables import FloatArray, SubtypeTables, ThresholdTables, parse_subtypes, parse_thresholds
+from inference.bundle.tables import FloatArray, StoredThresholds, SubtypeTables, ThresholdTables, parse_subtypes
 from inference.errors import BundleError
 from inference.schema import convert, mismatch, read_json
 
@@ -229,13 +229,12 @@ def load_bundle(path: Path) -> Bundle:
     # The model that made the folds is not used here, but a bundle with a broken one is a broken bundle.
     load_subtypes(path, manifest, "fold_subtypes")
     file = "thresholds.json"
+    stored = read_json(path / file, StoredThresholds, BundleError, file)
     return Bundle(
         path=path,
         manifest=manifest,
         digest=digest,
         models=tuple(_load_model(path, entry) for entry in manifest.models),
-        thresholds=parse_thresholds(
-            read_json(path / file, dict[str, object], BundleError, file), file, subtypes.clusters if subtypes else None
-        ),
+        thresholds=stored.tables(file, subtypes.clusters if subtypes else None),
         subtypes=subtypes,
     )

@@ -113,13 +113,8 @@ def _check_keys(key: str, values: Mapping[str, float], expected: list[str]) -> N
         raise Mismatch(key, unknown, f"only {', '.join(expected)}")
 
 
-def parse_thresholds(value: object, file: str, clusters: int | None) -> ThresholdTables:
-    """The tables in a JSON value; `clusters` is the bundle's number of subtypes, None if it has none (BundleError)."""
-    return convert(value, StoredThresholds, BundleError, file).tables(file, clusters)
-
-
 def stored_thresholds(tables: ThresholdTables) -> StoredThresholds:
-    """The tables as files have them, which :func:`parse_thresholds` reads."""
+    """The tables as files have them."""
     regions = dict(zip(REGIONS, tables.regions, strict=True))
     return StoredThresholds(regions, tables.overall, dict(tables.subtypes), tables.use)
 

@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
+from inference.bundle.tables import StoredThresholds
 from inference.errors import UsageError
 from inference.labels import REGIONS, labels_from_regions
+from inference.schema import convert
 from tests.training.fabricated import SCRATCH
 from training.data.datasets import load_labels, read_cases, read_folds
 from training.evaluation.lesionwise import score_case
@@ -73,8 +75,6 @@ def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
     config, work = finished
     tuning = json.loads((work / "tuning.json").read_text())
     plan = plan_of(config, work)
-    from inference.bundle.tables import parse_thresholds
-
     clusters = len({cluster for cluster in tuning["subtypes"]["of"].values() if cluster is not None})
     for entry in read_cases(work / "cases.json"):
         fold = read_folds(work / "folds.json")[entry.id]
@@ -83,7 +83,8 @@ def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
         for model, weight in weights.items():
             with np.load(prediction_path(work, model, entry.id)) as stored:
                 mixed = mixed + np.float32(weight) * stored["probabilities"].astype(np.float32)
-        choice = choice_of(parse_thresholds(tuning["by_fold"][str(fold)]["ratio"], "tuning.json", clusters))
+        thresholds = convert(tuning["by_fold"][str(fold)]["ratio"], StoredThresholds, UsageError, "tuning.json")
+        choice = choice_of(thresholds.tables("tuning.json", clusters))
         labels = refined(labels_from_regions(mixed, choice.regions), choice.thresholds)
         official = score_case(load_labels(entry, config), labels, (1, 1, 1), 2024)
         written = json.loads((work / "report" / "scores" / "2024" / "ratio.json").read_text())["cases"]
