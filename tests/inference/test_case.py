@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from inference.case import System, describe, digest_scans, label_regions, open_system, predict_regions, segment
+from inference.case import System, describe, label_regions, open_system, predict_regions, segment
 from inference.errors import BundleError
-from inference.intake.cases import Case, find_cases
+from inference.intake.cases import Case, digest_scans, find_cases
 from inference.intake.scan import read_scan
 
 
