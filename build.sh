@@ -193,7 +193,8 @@ case "${1:-}" in
     image) shift; image "$@" ;;
     export) shift; export_image "$@" ;;
     image-test) setup; shift; .venv/bin/python -m tests.image.calls "$@" ;;
-    test) setup; shift; .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ;;
+    # A process per core, each with one thread: more would wait for each other.
+    test) setup; shift; OMP_NUM_THREADS=1 .venv/bin/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder "$@" ;;
     test-slow) setup; shift; .venv/bin/python -m pytest -m slow "$@" ;;
     docs) setup; .venv/bin/python -m sphinx -W --keep-going -n -q -b html docs docs/_build/html; echo "docs/_build/html/index.html" ;;
     lint) setup; .venv/bin/ruff check; .venv/bin/ruff format --check; .venv/bin/mypy ;;

@@ -32,9 +32,9 @@ def test_the_scene_has_two_tumours_of_every_label_at_full_size(scene):
 @pytest.mark.parametrize(("metrics", "seconds"), [("all", 0.8), ("dice", 0.3)])
 @pytest.mark.parametrize("version", [2023, 2024])
 def test_a_full_size_case_is_scored_within_its_budget(scene, version, metrics, seconds):
-    """Of processor time, the least of three, so that a busy machine does not fail it."""
-    _, processor = least_seconds(partial(score_case, *scene, SPACING, version, metrics=metrics), 3)
-    assert processor < seconds
+    """Of processor time, once in three tries, so that a busy machine does not fail it."""
+    call = partial(score_case, *scene, SPACING, version, metrics=metrics)
+    assert any(least_seconds(call, 1)[1] < seconds for _ in range(3))
 
 
 @pytest.mark.parametrize("version", [2023, 2024])

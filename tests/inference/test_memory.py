@@ -110,13 +110,14 @@ def system(tiny_bundle: Path) -> System:
     return open_system(tiny_bundle, engine="torch", device="cpu", threads=1)
 
 
-@pytest.fixture
-def cases(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def cases(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two small cases, and between them a large one."""
-    for name, shape in (("A", (32, 32, 32)), ("M", (96, 96, 96)), ("Z", (32, 32, 32))):
-        write_phantom(tmp_path / "cases", name, make_phantom(1, shape), "RAS")
-    (tmp_path / "out").mkdir()
-    return tmp_path / "cases"
+    folder = tmp_path_factory.mktemp("cases")
+    small = make_phantom(1, (32, 32, 32))
+    for name, phantom in (("A", small), ("M", make_phantom(1, (96, 96, 96))), ("Z", small)):
+        write_phantom(folder, name, phantom, "RAS")
+    return folder
 
 
 def test_the_need_grows_with_headers_and_brains(cases: Path, system: System) -> None:
@@ -134,18 +135,18 @@ def test_the_need_grows_with_headers_and_brains(cases: Path, system: System) -> 
 
 @pytest.mark.parametrize("step", ["read", "predict"])
 def test_a_case_that_does_not_fit_is_failed_by_name_and_the_others_go_on(
-    cases: Path, system: System, monkeypatch: pytest.MonkeyPatch, step: str
+    cases: Path, system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     least = memory.need_to_read(find_cases(cases).cases[1])
     monkeypatch.setattr(memory, "free_memory", lambda: least - (step == "read"))
     monkeypatch.setattr(cohort, "need_to_predict", lambda scan, _: 2 * least if scan.data.size > 4 * 32**3 else 0)
-    outcome = segment_folder(find_cases(cases), system, CohortSettings(cases.parent / "out"), lambda _: None)
+    outcome = segment_folder(find_cases(cases), system, CohortSettings(tmp_path), lambda _: None)
     assert [case.status for case in outcome.cases] == ["ok", "failed", "ok"]
     assert f"too little memory to {step} it" in str(outcome.cases[1].error)
 
 
 def test_cases_that_do_not_fit_beside_each_other_follow_each_other(
-    cases: Path, system: System, monkeypatch: pytest.MonkeyPatch
+    cases: Path, system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = find_cases(cases).cases[1]
     alone = max(memory.need_to_read(large), memory.need_to_predict(read_scan(large), system))
@@ -168,12 +169,14 @@ def test_cases_that_do_not_fit_beside_each_other_follow_each_other(
 
     for step in ("read_scan", "predict_regions", "label_regions"):
         guarded(step)
-    outcome = segment_folder(find_cases(cases), system, CohortSettings(cases.parent / "out"), lambda _: None)
+    outcome = segment_folder(find_cases(cases), system, CohortSettings(tmp_path), lambda _: None)
     assert [case.error for case in outcome.cases] == [None] * 3
 
 
-def test_ample_memory_needs_no_header(cases: Path, system: System, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ample_memory_needs_no_header(
+    cases: Path, system: System, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda: None)
     monkeypatch.setattr(cohort, "need_to_read", None)
-    outcome = segment_folder(find_cases(cases), system, CohortSettings(cases.parent / "out"), lambda _: None)
+    outcome = segment_folder(find_cases(cases), system, CohortSettings(tmp_path), lambda _: None)
     assert [case.error for case in outcome.cases] == [None] * 3

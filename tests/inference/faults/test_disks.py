@@ -103,8 +103,9 @@ def test_an_output_that_turns_read_only_in_the_middle_of_a_run(places: Places) -
         assert "Read-only file system" in errors
         assert "Traceback" not in errors
         places.check()
-        assert places.run()[0] == 2
-        assert "error:" in places.run()[1]
+        status, errors = places.run()
+        assert status == 2
+        assert "error:" in errors
     finally:
         subprocess.run(["umount", places.output], check=True)
 

@@ -32,6 +32,7 @@ from training.cli import main
 from training.data.phantoms import make_phantom, write_phantom
 
 Array = NDArray[np.float32]
+Imported = tuple[Path, NDArray[np.uint8]]
 FAMILIES = {"nnunet": ("nnunetv2", UNET, "network_weights"), "mednext": ("MedNeXt", MEDNEXT, "state_dict")}
 
 
@@ -137,22 +138,24 @@ def box_of(data: Array) -> tuple[slice, ...]:
     return tuple(slice(int(place.min()), int(place.max()) + 1) for place in places)
 
 
-@pytest.mark.parametrize("engine", ["torch", "openvino"])
-@pytest.mark.parametrize(
-    ("heads", "outputs"), [(lookalike.LABELS, 4), (lookalike.REGIONS, 3)], ids=["labels", "regions"]
-)
-def test_labels_are_those_of_the_restated_rules(
-    heads: dict[str, object], outputs: int, engine: str, scan: Scan, tmp_path: Path
-) -> None:
-    files = lookalike.system(heads=heads, outputs=outputs)
-    words = ["import-ranked", str(write_folder(files, tmp_path / "image")), "--output", str(tmp_path / "bundle")]
+@pytest.fixture(scope="module", params=[4, 3], ids=["labels", "regions"])
+def imported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, scan: Scan) -> Imported:
+    """A system of label heads (four outputs) or region heads (three): its bundle, and its label map by the rules."""
+    folder, outputs = tmp_path_factory.mktemp("ranked"), request.param
+    files = lookalike.system(heads=lookalike.LABELS if outputs == 4 else lookalike.REGIONS, outputs=outputs)
+    words = ["import-ranked", str(write_folder(files, folder / "image")), "--output", str(folder / "bundle")]
     assert main([*words, "--decision", "argmax" if outputs == 4 else "regions"]) == 0
-    bundle = load_bundle(tmp_path / "bundle")
+    return folder / "bundle", restated(files, folder / "bundle", scan, outputs)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_labels_are_those_of_the_restated_rules(imported: Imported, engine: str, scan: Scan) -> None:
+    folder, expected = imported
+    bundle = load_bundle(folder)
     # In float32, also on processors where OpenVINO would choose less.
     runner = TorchEngine("cpu", threads=1) if engine == "torch" else OpenVinoEngine(threads=1, precision="f32")
     system = System(bundle, runner, Profile.PAPER, subtype_model(bundle.subtypes))
     found = segment(scan, system).labels
-    expected = restated(files, tmp_path / "bundle", scan, outputs)
     assert len(np.unique(expected)) > 2
     different = np.count_nonzero(found != expected)
     # Where two labels are equally probable as far as float32 tells them apart, either may come out.
