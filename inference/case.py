@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,7 +15,7 @@ from inference.intake.scan import Scan
 from inference.labels import labels_from_regions, most_probable_labels
 from inference.predict.engines import Engine, choose_profile, open_engine
 from inference.predict.ensemble import Progress, RegionProbabilities, predict
-from inference.refine.postprocess import RefinementRecord, refine
+from inference.refine.postprocess import RefinementRecord, Removed, refine, remove_doubtful
 from inference.refine.subtypes import SubtypeModel, subtype_model
 from inference.report.record import CaseRecord, volumes_ml
 from inference.settings import Profile
@@ -84,6 +85,8 @@ class Result:
     """(X, Y, Z), canonical RAS: 0 background, 1 necrotic core, 2 oedema, 3 enhancing tumour."""
     regions: RegionProbabilities
     """The ensemble's probabilities before refinement."""
+    doubtful: Mapping[str, Removed]
+    """Lesions left out since the networks doubt them, per region."""
     refinement: RefinementRecord
     """Subtype, thresholds, and what they changed."""
 
@@ -116,14 +119,17 @@ def predict_regions(
 
 
 def label_regions(scan: Scan, regions: RegionProbabilities, system: System) -> Result:
-    """Second half: labels from regions, the subtype of the whole tumour, and cleaning with the thresholds that rule."""
+    """Second half: labels from regions without lesions in doubt, the subtype of the whole tumour, and cleaning with the
+    thresholds that rule.
+    """
     bundle = system.bundle
     if bundle.manifest.decision == "argmax":
         predicted = most_probable_labels(regions.array)
     else:
         predicted = labels_from_regions(regions.array, bundle.thresholds.regions)
-    labels, refinement = refine(predicted, scan.spacing, scan.data, system.subtypes, bundle.thresholds)
-    return Result(labels, regions, refinement)
+    trusted, doubtful = remove_doubtful(predicted, regions.array, scan.spacing, bundle.thresholds.confidence)
+    labels, refinement = refine(trusted, scan.spacing, scan.data, system.subtypes, bundle.thresholds)
+    return Result(labels, regions, doubtful, refinement)
 
 
 def describe(scan: Scan, result: Result) -> CaseRecord:
@@ -136,4 +142,5 @@ def describe(scan: Scan, result: Result) -> CaseRecord:
         volumes_ml=volumes_ml(result.labels, scan.spacing),
         agreement=result.regions.agreement.overlap if result.regions.agreement else None,
         refinement=result.refinement,
+        doubtful=result.doubtful,
     )

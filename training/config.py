@@ -183,14 +183,15 @@ class TuningConfig:
     weights: typing.Literal["score_share", "rank", "search", "paper"] = "score_share"
     """Ensemble weights: `score_share` of the models, share of their points by `rank`, a grid `search` for the best
     ensemble, or `paper` for the published 17/36 and 19/36."""
-    groups: tuple[typing.Literal["regions", "components", "ratio", "subtypes"], ...] = (
+    groups: tuple[typing.Literal["regions", "confidence", "components", "ratio", "subtypes"], ...] = (
         "regions",
+        "confidence",
         "components",
         "ratio",
         "subtypes",
     )
-    """Thresholds that are searched: of regions, smallest components, ET/WT ratio, and own ones of subtypes. The others
-    leave predictions alone (regions at 0.5)."""
+    """Thresholds that are searched: of regions, of the networks' confidence in a lesion, smallest components, ET/WT
+    ratio, and own ones of subtypes. The others leave predictions alone (regions at 0.5)."""
 
 
 @dataclass(frozen=True)

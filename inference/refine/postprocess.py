@@ -1,8 +1,9 @@
-"""Cleaning a label map with the thresholds of its tumour's subtype, and the record of what that did.
+"""Cleaning a label map, and the record of what that did.
 
-First, per label, small 26-connected components become background; then, with the whole tumour counted after that,
-enhancing tumour becomes necrotic core where there is too little of it. Both comparisons are strict, so that a threshold
-of zero leaves everything alone.
+First lesions go that the networks doubt. Then the thresholds of the tumour's subtype rule: per label, small
+26-connected components become background; and, with the whole tumour counted after that, enhancing tumour becomes
+necrotic core where there is too little of it. All comparisons are strict, so that a threshold of zero leaves everything
+alone.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from inference.boxes import bounding_box
 from inference.bundle.tables import Thresholds, ThresholdTables
-from inference.labels import TUMOUR_LABELS, Label, region_mask
+from inference.labels import REGIONS, TUMOUR_LABELS, Label, region_mask
 from inference.refine.components import connected_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import Subtype, SubtypeModel
@@ -55,6 +56,36 @@ class RefinementRecord:
     """ET/WT after the removal; None where no tumour was left."""
     et_relabelled: bool
     """Whether ET became NCR."""
+
+
+def remove_doubtful(
+    labels: NDArray[np.uint8],
+    probabilities: NDArray[np.float32],
+    spacing: tuple[float, float, float],
+    confidence: tuple[float, float, float],
+) -> tuple[NDArray[np.uint8], dict[str, Removed]]:
+    """A label map (X, Y, Z) without the lesions that the networks doubt, and what was left out per region.
+
+    A lesion is a 26-connected component of WT, TC or ET. It goes where the mean of its region's `probabilities`
+    (3, X, Y, Z) in it is below `confidence` times that in the region's largest lesion: a share, since the mean of ten
+    networks is less sure of everything than one network is. What goes of WT becomes background, of TC ED, of ET NCR.
+    """
+    cleaned, removed = labels.copy(), {}
+    outside = (Label.BACKGROUND, Label.ED, Label.NCR)
+    for region, probability, share, label in zip(REGIONS, probabilities, confidence, outside, strict=True):
+        removed[region] = Removed(0, 0.0)
+        if not share or not (mask := region_mask(cleaned, region)).any():
+            continue
+        box = bounding_box(mask)
+        lesions = connected_components(mask[box])
+        voxels = np.bincount(lesions.ravel())
+        means = np.bincount(lesions.ravel(), weights=probability[box].ravel()) / np.maximum(voxels, 1)
+        doubtful = means < share * means[1 + np.argmax(voxels[1:])]
+        doubtful[0] = False
+        cleaned[box][doubtful[lesions]] = label
+        mm3 = round(float(voxels[doubtful].sum()) * math.prod(spacing), _MM3_DIGITS)
+        removed[region] = Removed(int(doubtful.sum()), mm3)
+    return cleaned, removed
 
 
 def remove_components(

@@ -19,6 +19,9 @@ def explain(record: Record, case: str | None) -> str:
     lines = [f"bundle {run.bundle.name} {run.bundle.version}, profile {run.profile}, {run.engine}"]
     if cuts := run.region_thresholds:
         lines.append(f"a voxel belongs to a region where its probability is above: {_numbers(cuts)}")
+    if run.confidence and any(run.confidence.values()):
+        shares = _numbers(run.confidence)
+        lines.append(f"a lesion is left out below this share of the largest lesion's mean probability: {shares}")
     return "\n".join([*lines, *(line for entry in chosen for line in _explain_case(entry))]) + "\n"
 
 
@@ -32,6 +35,10 @@ def _explain_case(case: CaseRecord) -> Iterator[str]:
         yield f"  volumes: {_numbers(case.volumes_ml, ' mL')}"
     if case.agreement:
         yield f"  agreement of the networks with the ensemble (Dice): {_numbers(case.agreement)}"
+    for region, removed in case.doubtful.items():
+        if removed.components:
+            count = f"{removed.components} lesion{'s' * (removed.components != 1)}"
+            yield f"  left out of {region}, since the networks doubt them: {count}, {removed.mm3:.4g} mm³"
     if case.refinement:
         yield from _explain_refinement(case.refinement)
 

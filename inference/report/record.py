@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
-from inference.refine.postprocess import RefinementRecord
+from inference.refine.postprocess import RefinementRecord, Removed
 from inference.schema import Text, read_json, to_json
 
 RECORD_SCHEMA: Final[Literal[1]] = 1
@@ -52,6 +52,8 @@ class CaseRecord:
     """Subtype, thresholds and what they removed."""
     error: str | None = None
     """Why it failed, in one line."""
+    doubtful: Mapping[str, Removed] = field(default_factory=dict)
+    """Lesions left out since the networks doubt them, per region; empty in records of before 0.5.0."""
 
     @property
     def written(self) -> bool:
@@ -97,6 +99,8 @@ class RunRecord:
     """From the start of the program to the first case."""
     region_thresholds: Mapping[str, float] | None = None
     """Probability above which a voxel is WT, TC and ET, the bundle's."""
+    confidence: Mapping[str, float] | None = None
+    """The bundle's share of the largest lesion's mean probability below which a lesion of WT, TC or ET is left out."""
     seconds: float | None = None
     """From the start of the program to the last case; None while it runs."""
     interrupted: str | None = None

@@ -24,7 +24,7 @@ from training.data.stratify import SPACING, load_subtypes
 from training.evaluation.lesionwise import Version, score_case
 from training.evaluation.systems import Difference, Systems
 from training.fit.predict import prediction_path, scored_cases
-from training.tune.choices import Choice, choice_of, refined
+from training.tune.choices import Choice, choice_of, refined, trusted_labels
 from training.tune.out_of_fold import OutOfFold, ensemble, load_predictions
 from training.tune.thresholds import GROUPS, SUBTYPES
 from training.tune.tuning import Tuning
@@ -38,6 +38,7 @@ MODEL_TITLES = {"nnunet": "nnU-Net", "mednext": "MedNeXt"}
 """What models are called where people read."""
 STEP_TITLES = {
     "regions": "+ region thresholds",
+    "confidence": "+ lesions in doubt left out",
     "components": "+ component removal",
     "ratio": "+ relabelling",
     "subtypes": "+ subtypes' own thresholds",
@@ -131,7 +132,7 @@ def label_maps(case: OutOfFold, plan: Plan) -> Iterator[tuple[str, NDArray[np.ui
     mixed = ensemble(case.probabilities, plan.weights[case.fold])
     yield "ensemble", labels_from_regions(mixed)
     for name, choice in plan.steps[case.fold].items():
-        yield name, refined(labels_from_regions(mixed, choice.regions), choice.of(plan.clusters[case.case]))
+        yield name, refined(trusted_labels(mixed, choice), choice.of(plan.clusters[case.case]))
 
 
 Scores = Mapping[str, Mapping[str, float]]

@@ -122,8 +122,9 @@ def found_table(tuning: Tuning, clusters: int) -> Table:
 
 def _found_words(name: str, found: ThresholdTables) -> str:
     if name == "regions":
-        shares = ", ".join(f"{region} {value:g}" for region, value in zip(REGIONS, found.regions, strict=True))
-        return "as it is" if set(found.regions) == {0.5} else shares
+        return "as it is" if set(found.regions) == {0.5} else _by_region(found.regions)
+    if name == "confidence":
+        return _by_region(found.confidence) if any(found.confidence) else "as it is"
     thresholds = found.overall
     if name.startswith("subtypes"):
         own = found.subtypes[int(name.rpartition(" ")[2])]
@@ -131,6 +132,10 @@ def _found_words(name: str, found: ThresholdTables) -> str:
     if name == "components":
         return _threshold_words(dataclasses.replace(thresholds, et_wt_ratio=0.0))
     return "as it is" if not thresholds.et_wt_ratio else f"ET/WT ≥ {thresholds.et_wt_ratio:g}"
+
+
+def _by_region(values: tuple[float, float, float]) -> str:
+    return ", ".join(f"{region} {value:g}" for region, value in zip(REGIONS, values, strict=True))
 
 
 def _threshold_words(thresholds: Thresholds) -> str:
@@ -143,13 +148,18 @@ def group_title(name: str) -> str:
     """Name of a group of thresholds where people read."""
     if name.startswith("subtypes "):
         return f"own thresholds of cluster {name.rpartition(' ')[2]}"
-    return {"regions": "region thresholds", "components": "component removal", "ratio": "relabelling"}[name]
+    return {
+        "regions": "region thresholds",
+        "confidence": "lesions in doubt",
+        "components": "component removal",
+        "ratio": "relabelling",
+    }[name]
 
 
 def ruling_table(tuning: Tuning, clusters: int) -> Table:
     """The thresholds of the bundle, for all tumours and for each subtype."""
     tables, of = tuning.thresholds.tables("tuning.json", clusters), tuning.subtypes.of
-    ruled = [(f"all copies ({len(of)})", tables.overall, "")]
+    ruled = [(f"all cases ({len(of)})", tables.overall, "")]
     for cluster, own in tables.subtypes.items():
         count = list(of.values()).count(cluster)
         ruled.append((f"cluster {cluster} ({count})", own, "own" if own != tables.overall else "those of all"))
@@ -157,9 +167,14 @@ def ruling_table(tuning: Tuning, clusters: int) -> Table:
     rows = []
     for name, thresholds, whose in ruled:
         sizes = [thresholds.smallest_component_mm3[label] for label in labels]
-        rows.append([name, *(f"{value:g}" for value in (*tables.regions, *sizes, thresholds.et_wt_ratio)), whose])
-    header = ["tumours", *(f"{r} above" for r in REGIONS), *(f"{x} mm³" for x in labels), "ET/WT", "thresholds"]
-    note = "Region thresholds are probabilities; components smaller than mm³ are removed; 0 leaves everything alone."
+        values = (*tables.regions, *tables.confidence, *sizes, thresholds.et_wt_ratio)
+        rows.append([name, *(f"{value:g}" for value in values), whose])
+    regions = [f"{region} {word}" for word in ("above", "confidence") for region in REGIONS]
+    header = ["tumours", *regions, *(f"{label} mm³" for label in labels), "ET/WT", "thresholds"]
+    note = (
+        "A voxel belongs to a region above a probability; a lesion stays with this share of the confidence in the "
+        "largest; components smaller than mm³ are removed; 0 leaves everything alone."
+    )
     return Table("What rules in the bundle", header, rows, note)
 
 
@@ -173,7 +188,7 @@ def weights_table(config: RunConfig, tuning: Tuning) -> Table:
     published = ", ".join(f"{name} {value:.4f}" for name, value in PAPER_WEIGHTS.items())
     note = (
         f"The paper's: {published} (17/36 and 19/36). Scores: mean lesion-wise Dice {config.tuning.metric} of the "
-        "plain ensemble, each copy under the weights that the other folds give."
+        "plain ensemble, each case under the weights that the other folds give."
     )
     return Table("Weights by every way", ["way", *map(model_title, names), "score out of fold", ""], rows, note)
 

@@ -1,7 +1,8 @@
-"""Choices of thresholds, what each makes of a label map before it is refined, and what it is worth there."""
+"""Choices of thresholds, what each makes of probabilities and of the label map from them, and what it is worth."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.labels import TUMOUR_LABELS, labels_from_regions
 from inference.refine.components import connected_components
-from inference.refine.postprocess import relabel_by_ratio, remove_components
+from inference.refine.postprocess import relabel_by_ratio, remove_components, remove_doubtful
 from training.data.stratify import SPACING
 from training.evaluation.lesionwise import Version, score_case
 from training.tune.out_of_fold import OutOfFold, mean_dice
@@ -33,6 +34,8 @@ class Choice:
     """Of refinement."""
     subtypes: Mapping[int, Thresholds] = field(default_factory=dict)
     """Of refinement, for the subtypes that have their own."""
+    confidence: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """In lesions of WT, TC, ET."""
 
     def of(self, cluster: int | None) -> Thresholds:
         """The thresholds of refinement for a tumour of this subtype, or of none."""
@@ -46,17 +49,19 @@ def tables_of(choice: Choice, clusters: int) -> ThresholdTables:
         overall=choice.thresholds,
         subtypes={cluster: choice.of(cluster) for cluster in range(clusters)},
         use="subtypes" if choice.subtypes else "global",
+        confidence=choice.confidence,
     )
 
 
 def choice_of(tables: ThresholdTables) -> Choice:
     """The choice that a bundle's tables make."""
-    return Choice(tables.regions, tables.overall, tables.subtypes if tables.use == "subtypes" else {})
+    own = tables.subtypes if tables.use == "subtypes" else {}
+    return Choice(tables.regions, tables.overall, own, tables.confidence)
 
 
 @dataclass(frozen=True)
 class UnrefinedLabels:
-    """A label map before refinement, and what is needed to foresee refinement's effect on it."""
+    """A label map without lesions in doubt, and what is needed to foresee the effect of the other thresholds on it."""
 
     labels: NDArray[np.uint8]
     """(X, Y, Z)."""
@@ -75,9 +80,14 @@ class UnrefinedLabels:
         return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
 
 
-def unrefined_labels(probabilities: NDArray[np.float32], thresholds: tuple[float, float, float]) -> UnrefinedLabels:
-    """Labels from region probabilities (3, X, Y, Z), and their components."""
-    labels = labels_from_regions(probabilities, thresholds)
+def trusted_labels(probabilities: NDArray[np.float32], choice: Choice) -> NDArray[np.uint8]:
+    """Labels (X, Y, Z) from region probabilities (3, X, Y, Z), without lesions in doubt."""
+    labels = labels_from_regions(probabilities, choice.regions)
+    return remove_doubtful(labels, probabilities, SPACING, choice.confidence)[0]
+
+
+def unrefined_labels(labels: NDArray[np.uint8]) -> UnrefinedLabels:
+    """Labels (X, Y, Z) and their components."""
     components = connected_components(labels)
     sizes = np.bincount(components.ravel()) * float(np.prod(SPACING))
     label_of = np.zeros(sizes.shape, np.uint8)
@@ -87,7 +97,7 @@ def unrefined_labels(probabilities: NDArray[np.float32], thresholds: tuple[float
 
 
 def refined(labels: NDArray[np.uint8], thresholds: Thresholds) -> NDArray[np.uint8]:
-    """A label map (X, Y, Z) after both steps of refinement."""
+    """A label map (X, Y, Z) without lesions in doubt after the other steps of refinement."""
     cleaned, _ = remove_components(labels, SPACING, thresholds.smallest_component_mm3)
     return relabel_by_ratio(cleaned, thresholds.et_wt_ratio)[0]
 
@@ -118,7 +128,8 @@ class Scorer:
     """Subtype of each case's predicted tumour; empty as long as there are none."""
     workers: Workers = field(default_factory=Workers)
     """The processes that score."""
-    _unrefined: dict[tuple[int, tuple[float, ...]], UnrefinedLabels] = field(default_factory=dict)
+    _digests: dict[tuple[object, ...], bytes] = field(default_factory=dict)
+    _unrefined: dict[bytes, UnrefinedLabels] = field(default_factory=dict)
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     @property
@@ -130,11 +141,18 @@ class Scorer:
         """Subtype of one case's predicted tumour."""
         return self.clusters[index] if self.clusters else None
 
+    def _digest(self, index: int, choice: Choice) -> bytes:
+        """Digest of one case's label map before smallest components: most choices of confidence make the same map."""
+        key = (index, choice.regions, choice.confidence)
+        if key not in self._digests:
+            labels = trusted_labels(self.ensembles[index], choice)
+            digest = self._digests[key] = hashlib.sha256(labels.data).digest()
+            if digest not in self._unrefined:
+                self._unrefined[digest] = unrefined_labels(labels)
+        return self._digests[key]
+
     def _unrefined_of(self, index: int, choice: Choice) -> UnrefinedLabels:
-        key = (index, choice.regions)
-        if key not in self._unrefined:
-            self._unrefined[key] = unrefined_labels(self.ensembles[index], choice.regions)
-        return self._unrefined[key]
+        return self._unrefined[self._digest(index, choice)]
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
         """The label map (X, Y, Z) of one case under `choice`, by the steps of inference."""
@@ -142,7 +160,7 @@ class Scorer:
 
     def _key(self, index: int, choice: Choice) -> tuple[object, ...]:
         thresholds = choice.of(self.cluster(index))
-        return (index, choice.regions, self._unrefined_of(index, choice).effect(thresholds))
+        return (index, self._digest(index, choice), self._unrefined_of(index, choice).effect(thresholds))
 
     def prepare(self, indices: Iterable[int], choices: Sequence[Choice]) -> None:
         """Score all of these choices on all of these cases, the workers sharing what is not known yet."""

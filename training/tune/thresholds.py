@@ -28,6 +28,9 @@ RATIO_GRID = tuple(step / 20 for step in range(20))
 REGION_GRID = (0.5, 0.3, 0.4, 0.6, 0.7)
 """Region thresholds tried; the first is the one that stays where nothing is better. No higher ones: out of fold one
 network a model speaks, in the bundle the mean of five, which is less sure of itself."""
+CONFIDENCE_GRID = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+"""Least confidence tried, as shares of the largest lesion's. One network is sure of .95 to .98 of a large lesion and of
+.8 to .9 of a true one of half a millilitre, whose border is a large part of it: a share of 1 would leave only one."""
 SHRINKAGE = 10
 """A subtype of n tumours has the say n / (n + this) in its own thresholds, all tumours the rest."""
 LEAST_GAIN = 1e-9
@@ -51,12 +54,24 @@ def best_regions(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
     """The best region thresholds, one region after the other."""
     chosen = start
     for index in range(len(REGIONS)):
-        candidates = []
-        for value in REGION_GRID:
-            whole, core, enhancing = (value if i == index else old for i, old in enumerate(chosen.regions))
-            candidates.append(replace(chosen, regions=(whole, core, enhancing)))
+        candidates = [replace(chosen, regions=_with(chosen.regions, index, value)) for value in REGION_GRID]
         chosen = best(scorer, shares, chosen, candidates)
     return chosen
+
+
+def best_confidence(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
+    """The best confidence below which a lesion is left out, one region after the other."""
+    chosen = start
+    for index in range(len(REGIONS)):
+        candidates = [replace(chosen, confidence=_with(chosen.confidence, index, value)) for value in CONFIDENCE_GRID]
+        chosen = best(scorer, shares, chosen, candidates)
+    return chosen
+
+
+def _with(values: tuple[float, float, float], index: int, value: float) -> tuple[float, float, float]:
+    """The values of WT, TC and ET with one of them changed."""
+    whole, core, enhancing = (value if i == index else old for i, old in enumerate(values))
+    return whole, core, enhancing
 
 
 def best_components(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
@@ -104,6 +119,7 @@ def _for_subtype(cluster: int, scorer: Scorer, indices: Sequence[int], start: Ch
 
 GROUPS: Mapping[str, Step] = {
     "regions": partial(_for_all, best_regions),
+    "confidence": partial(_for_all, best_confidence),
     "components": partial(_for_all, best_components),
     "ratio": partial(_for_all, best_ratio),
 }

@@ -47,9 +47,10 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
         mixed = [ensemble(case.probabilities, chosen.by_fold[case.fold]) for case in cases]
         scorer = Scorer(cases, mixed, version, workers=workers)
         wanted = sorted(config.tuning.groups, key=(*GROUPS, SUBTYPES).index)
-        # Region thresholds come first since they decide what a predicted tumour is.
-        first = select(scorer, range(len(cases)), groups_of(scorer, wanted[:1])).choice
-        fit, scorer.clusters = _predicted_subtypes(config, [entry for entry, _ in scored], scorer, first.regions)
+        # These come first since they decide what a predicted tumour is.
+        before = [name for name in wanted if name in ("regions", "confidence")]
+        first = select(scorer, range(len(cases)), groups_of(scorer, before)).choice
+        fit, scorer.clusters = _predicted_subtypes(config, [entry for entry, _ in scored], scorer, first)
         overall, by_fold = tune_all(scorer, config.tuning.groups)
         scores = score_systems(config, scorer, by_fold)
     save_subtypes(subtype_tables(fit.model), work / "subtypes.json")
@@ -91,11 +92,11 @@ def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
 
 
 def _predicted_subtypes(
-    config: RunConfig, entries: Sequence[CaseEntry], scorer: Scorer, regions: tuple[float, float, float]
+    config: RunConfig, entries: Sequence[CaseEntry], scorer: Scorer, choice: Choice
 ) -> tuple[SubtypeFit, list[int | None]]:
     """Subtypes fitted to the predicted tumours, and that of every case; none where its tumour has no features."""
     tumours = [
-        (entry, region_mask(scorer.labels(index, Choice(regions)), "WT"), scorer.cases[index].corner)
+        (entry, region_mask(scorer.labels(index, choice), "WT"), scorer.cases[index].corner)
         for index, entry in enumerate(entries)
     ]
     vectors: list[NDArray[np.float64] | None] = []

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.labels import Label
-from inference.refine.postprocess import Removed, refine, relabel_by_ratio, remove_components
+from inference.refine.postprocess import Removed, refine, relabel_by_ratio, remove_components, remove_doubtful
 from inference.refine.radiomics import FEATURE_NAMES, PRESETS
 from inference.refine.subtypes import SubtypeModel
 
@@ -158,6 +158,56 @@ def test_too_little_enhancing_tumour_becomes_necrotic_core() -> None:
 def test_without_tumour_there_is_no_ratio_and_without_et_nothing_to_relabel() -> None:
     assert relabel_by_ratio(np.zeros((3, 3, 3), np.uint8), 0.5)[1:] == (None, False)
     assert relabel_by_ratio(np.full((3, 3, 3), ED, np.uint8), 0.5)[1:] == (0.0, False)
+
+
+# -- lesions in doubt
+
+
+def two_lesions(second: float) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """A lesion of 512 voxels with a core, of probability .96, and one of 27 voxels of this probability."""
+    labels = np.zeros((20, 12, 12), np.uint8)
+    probabilities = np.zeros((3, *labels.shape), np.float32)
+    labels[1:9, 1:9, 1:9], labels[3:6, 3:6, 3:6], labels[14:17, 3:6, 3:6] = ED, ET, ET
+    probabilities[:, 1:9, 1:9, 1:9], probabilities[:, 14:17, 3:6, 3:6] = 0.96, second
+    return labels, probabilities
+
+
+@pytest.mark.parametrize(("region", "left"), [("WT", 0), ("TC", ED), ("ET", NCR)])
+def test_a_lesion_in_doubt_becomes_what_lies_around_its_region(region: str, left: int) -> None:
+    labels, probabilities = two_lesions(0.84)
+    confidence = [0.9 if name == region else 0.0 for name in ("WT", "TC", "ET")]
+    cleaned, removed = remove_doubtful(labels, probabilities, (1.0, 1.0, 2.0), confidence)
+    assert (cleaned[14:17, 3:6, 3:6] == left).all()
+    np.testing.assert_array_equal(cleaned[:12], labels[:12])
+    assert {name: entry.components for name, entry in removed.items()} == {
+        name: int(name == region) for name in ("WT", "TC", "ET")
+    }
+    assert removed[region].mm3 == 54.0
+
+
+def test_confidence_is_measured_by_the_largest_lesion() -> None:
+    """Ten networks together are less sure of everything: .8 beside .85 is no doubt, .8 beside .96 is."""
+    labels, probabilities = two_lesions(0.8)
+    assert not remove_doubtful(labels, probabilities, SPACING, (0.9, 0.9, 0.9))[0][14:].any()
+    probabilities[probabilities > 0.9] = 0.85
+    np.testing.assert_array_equal(remove_doubtful(labels, probabilities, SPACING, (0.9, 0.9, 0.9))[0], labels)
+
+
+def test_an_inner_lesion_goes_with_the_outer_one_and_is_counted_once() -> None:
+    labels, probabilities = two_lesions(0.6)
+    cleaned, removed = remove_doubtful(labels, probabilities, SPACING, (0.9, 0.9, 0.9))
+    assert not cleaned[14:].any()
+    assert [removed[name] for name in ("WT", "TC", "ET")] == [Removed(1, 27.0), Removed(0, 0.0), Removed(0, 0.0)]
+
+
+@given(label_maps, st.integers(0, 2**32 - 1), st.floats(0, 1))
+@settings(max_examples=50, deadline=None)
+def test_the_largest_lesion_of_every_case_stays(labels: NDArray[np.uint8], seed: int, share: float) -> None:
+    probabilities = np.random.default_rng(seed).random((3, *labels.shape), np.float32)
+    cleaned, _ = remove_doubtful(labels, probabilities, SPACING, (share, 0.0, 0.0))
+    assert cleaned.any() == labels.any()
+    assert np.isin(cleaned[cleaned != labels], 0).all()
+    np.testing.assert_array_equal(remove_doubtful(labels, probabilities, SPACING, (0.0, 0.0, 0.0))[0], labels)
 
 
 @given(label_maps, st.floats(0, 1), st.floats(0, 1))

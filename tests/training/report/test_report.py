@@ -26,7 +26,7 @@ from training.report.sections import HARDEST
 from training.tune.choices import choice_of, refined
 from training.tune.tuning import read_tuning
 
-ARMS = [SCRATCH, "nnunet", "mednext", "ensemble", "regions", "components", "ratio", "subtypes"]
+ARMS = [SCRATCH, "nnunet", "mednext", "ensemble", "regions", "confidence", "components", "ratio", "subtypes"]
 
 
 def plan_of(config, work):

@@ -12,7 +12,7 @@ import pytest
 
 from inference.labels import REGIONS, region_mask
 from training.config import TuningConfig, load_config
-from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, tables_of, unrefined_labels
+from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, tables_of, trusted_labels, unrefined_labels
 from training.tune.out_of_fold import OutOfFold
 from training.tune.thresholds import (
     COMPONENT_GRID,
@@ -110,6 +110,16 @@ def test_region_thresholds_follow_the_probabilities():
     assert tuned.choice.regions[:2] == (0.5, 0.5)
 
 
+def test_a_large_lesion_that_the_networks_doubt_is_left_out():
+    """No region threshold and no smallest component of the grids would remove it."""
+    doubted = probabilities(reference())
+    doubted[0, 30:39, 4:14, 8:16] = 0.72
+    tuned, by_fold = tune_all(scenes([doubted] * 5))
+    assert tuned.choice.confidence == (0.8, 0.0, 0.0)
+    assert tuned.choice.thresholds == NEUTRAL
+    assert all(selection.choice.confidence == (0.8, 0.0, 0.0) for selection in by_fold.values())
+
+
 def test_what_a_fold_is_scored_with_was_chosen_without_it():
     _, by_fold = tune_all(scenes([with_specks()] * 4 + [probabilities(reference())]))
     assert set(by_fold) == {0, 1, 2, 3, 4}
@@ -153,9 +163,9 @@ def test_workers_find_what_one_process_finds():
 
 def test_a_choice_survives_the_tables():
     own = replace(NEUTRAL, et_wt_ratio=0.1)
-    choice = Choice((0.4, 0.5, 0.6), NEUTRAL, {1: own})
+    choice = Choice((0.4, 0.5, 0.6), NEUTRAL, {1: own}, (0.9, 0.0, 0.8))
     back = choice_of(tables_of(choice, 3))
-    assert back.regions == choice.regions
+    assert (back.regions, back.confidence) == (choice.regions, choice.confidence)
     assert [back.of(cluster) for cluster in (None, 0, 1, 2)] == [NEUTRAL, NEUTRAL, own, NEUTRAL]
 
 
@@ -200,7 +210,7 @@ def test_a_tumour_without_subtype_gets_the_thresholds_of_all():
     scorer = scenes([with_specks()] * 5)
     scorer.clusters = [0, 0, None, 0, 0]
     tuned, _ = tune_all(scorer)
-    assert set(tuned.gains) == {"regions", "components", "ratio", "subtypes 0"}
+    assert set(tuned.gains) == {"regions", "confidence", "components", "ratio", "subtypes 0"}
     assert tuned.choice.of(None) == tuned.choice.thresholds
 
 
@@ -210,7 +220,7 @@ def test_the_foreseen_effect_is_that_of_refinement(smallest, ratio):
     from inference.bundle.tables import Thresholds
     from inference.refine.postprocess import relabel_by_ratio, remove_components
 
-    before = unrefined_labels(with_specks(), (0.5, 0.5, 0.5))
+    before = unrefined_labels(trusted_labels(with_specks(), Choice()))
     thresholds = Thresholds({"NCR": 0.0, "ED": smallest, "ET": smallest}, ratio)
     cleaned, removed = remove_components(before.labels, (1, 1, 1), thresholds.smallest_component_mm3)
     counts = [removed[label].components for label in ("NCR", "ED", "ET")]
