@@ -56,7 +56,7 @@ def test_the_defaults_are_the_papers_training():
         (lambda c: c["models"][1]["pretraining"].update(epochs=1.5), ["epochs", "1.5"]),
         (lambda c: c["sources"][0].update(folder="x"), ["either a folder or a number of phantoms"]),
         (lambda c: c.update(comparison={"scratch": ["unet"]}), ["'unet'", "nnunet, mednext"]),
-        (lambda c: c.update(tuning={"groups": ["region"]}), ["groups[0]", '"region"', "components, ratio"]),
+        (lambda c: c.update(tuning={"groups": ["region"]}), ["groups[0]", '"region"', "components, confidence, ratio"]),
         (lambda c: c.update(tuning={"metric": 2025}), ["metric", "2025", "2023, 2024"]),
         (lambda c: c.update(tuning={"weights": "guess"}), ['"guess"', "paper, rank, score_share, search"]),
         (lambda c: c["bundle"].update(name="my bundle"), ["bundle.name", '"my bundle"', "letters"]),
