@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from inference.intake.geometry import SAME_PLACE, Geometry
 from inference.intake.label_map import read_labels, read_stamp
 from inference.intake.scan import Scan, read_scan
 from inference.labels import REGIONS, SEQUENCES
-from inference.schema import Text, read_json
+from inference.schema import Text, read_json, to_json
 from inference.text import times
 from training.config import STAGES, RunConfig, SourceConfig
 from training.data.folds import FoldMap
@@ -66,6 +66,7 @@ def dataset_name(stage: str) -> str:
 
 def patient_of(case: str) -> str:
     """Patient of a case ID: what precedes the time point in names like `BraTS-GLI-00001-000`, else the ID."""
+    # Five digits, then three. In other names the last digits may be the patient's: `TCGA-DU-7294`.
     return re.sub(r"(.+-\d{5})-\d{3}$", r"\1", case)
 
 
@@ -79,8 +80,8 @@ def list_cases(config: RunConfig) -> list[CaseEntry]:
     entries = [entry for source in config.sources for entry in _cases_of(source, config.seed, problems)]
     if problems:
         raise problems[0] if len(problems) == 1 else SeveralErrors(problems)
-    identifiers = [entry.id for entry in entries]
-    twice = sorted({name for name in identifiers if identifiers.count(name) > 1})
+    counts = Counter(entry.id for entry in entries)
+    twice = sorted(name for name, count in counts.items() if count > 1)
     if twice:
         raise UsageError(f"case IDs occur in more than one source: {', '.join(twice)}")
     return sorted(entries, key=lambda entry: entry.id)
@@ -91,6 +92,7 @@ def _cases_of(source: SourceConfig, seed: int, problems: list[GliomaError]) -> I
     if source.phantoms:
         for number in range(source.phantoms):
             name = f"{source.name}-{number:05d}-000"
+            # A thousand phantoms apart, so that runs of neighbouring seeds learn from different ones.
             yield CaseEntry(name, source.name, name, "", seed * 1000 + number, source.scored)
         return
     listing = find_cases(Path(source.folder))
@@ -110,6 +112,7 @@ def _cases_of(source: SourceConfig, seed: int, problems: list[GliomaError]) -> I
 
 def labels_of(case: str, folder: Path) -> Path:
     """The label map of a case in a folder; UsageError where there is none."""
+    # As BraTS names them since 2023, as it did before, and as predictions are named.
     for ending in ("-seg.nii.gz", "_seg.nii.gz", "-seg.nii", "_seg.nii", ".nii.gz", ".nii"):
         path = folder / f"{case}{ending}"
         if path.is_file():
@@ -121,7 +124,7 @@ def labels_of(case: str, folder: Path) -> Path:
 
 def write_cases(entries: list[CaseEntry], path: Path) -> None:
     """Freeze the list of cases."""
-    write_json([asdict(entry) for entry in entries], path)
+    write_json(entries, path)
 
 
 def with_contents(entries: list[CaseEntry], config: RunConfig) -> list[CaseEntry]:
@@ -138,6 +141,7 @@ def follow_changes(config: RunConfig, path: Path) -> None:
     if not path.is_file():
         return
     now = {entry.id: entry for entry in list_cases(config)}
+    # A case that comes or goes would change all folds, and with them every network: that is a new run.
     listed = read_cases(path)
     if gone := [entry.id for entry in listed if entry.id not in now]:
         raise UsageError(f"{', '.join(gone)}: in no source any more, but in {path}: put it back, or delete that list")
@@ -150,7 +154,8 @@ def follow_changes(config: RunConfig, path: Path) -> None:
         log.warning("%s: changed since the run began; what comes of it is made anew", name)
     if current != listed:
         write_cases(current, path)
-    if not changed:  # a list without contents gets them: nothing has to follow
+    # A list of before contents were recorded gets them, and nothing has to be made anew: Snakemake goes by times.
+    if not changed:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
@@ -186,10 +191,7 @@ def load_case(entry: CaseEntry, config: RunConfig) -> tuple[NDArray[np.float32],
         phantom = make_phantom(entry.phantom_seed, config.source(entry.source).size)
         return phantom.data, phantom.labels
     scan = read_scan(_scans_of(entry, config))
-    try:
-        labels, place = read_labels(Path(entry.labels))
-    except CaseError as error:
-        raise _of_case(error, entry.id) from error
+    labels, place = _read_labels(entry)
     _check_grid(scan, place)
     return scan.data, labels
 
@@ -211,14 +213,18 @@ def _scans_of(entry: CaseEntry, config: RunConfig) -> Case:
     return found
 
 
-def _of_case(error: CaseError, case: str) -> CaseError:
-    """An error about a label map, which names its file, as one about its case."""
-    problem = error.problem if error.problem.startswith(error.case) else f"{error.case}: {error.problem}"
-    return CaseError(case, problem, found=error.found, expected=error.expected)
+def _read_labels(entry: CaseEntry) -> tuple[NDArray[np.uint8], Geometry]:
+    """A real case's reference labels, and where they lie. Errors name the case before the file (CaseError)."""
+    try:
+        return read_labels(Path(entry.labels))
+    except CaseError as error:
+        problem = error.problem if error.problem.startswith(error.case) else f"{error.case}: {error.problem}"
+        raise CaseError(entry.id, problem, found=error.found, expected=error.expected) from error
 
 
 def _check_grid(scan: Scan, labels: Geometry) -> None:
     """UsageError for voxels that are not of 1 mm, as what counts them here takes for granted, or labels elsewhere."""
+    # Headers of 1 mm scans say such as 0.9999; from a twentieth on, volumes would be off by more than 15 %.
     if not np.allclose(scan.spacing, 1, atol=0.05):
         found = " × ".join(f"{edge:g}" for edge in scan.spacing)
         raise UsageError(
@@ -236,17 +242,13 @@ def _check_grid(scan: Scan, labels: Geometry) -> None:
 
 def load_labels(entry: CaseEntry, config: RunConfig) -> NDArray[np.uint8]:
     """A case's reference labels (X, Y, Z), canonical RAS, without reading its scan."""
-    if entry.phantom_seed is not None:
-        return load_case(entry, config)[1]
-    try:
-        return read_labels(Path(entry.labels))[0]
-    except CaseError as error:
-        raise _of_case(error, entry.id) from error
+    return _read_labels(entry)[0] if entry.phantom_seed is None else load_case(entry, config)[1]
 
 
 @functools.cache
 def _listed(folder: Path) -> dict[str, Case]:
     """Cases of a folder by their IDs."""
+    # Cached: every case of a collection asks for the same list.
     return {case.id: case for case in find_cases(folder).cases}
 
 
@@ -257,10 +259,8 @@ def write_dataset(config: RunConfig, stage: str, entries: list[CaseEntry], raw: 
     kept; one of others is made anew, and a case that the stage no longer has is removed, both told. A case that cannot
     be used is an error when all others are written (:class:`SeveralErrors` where they are several).
     """
-    wanted = config.dataset(stage)
-    for name in wanted.sources:
-        config.source(name)
-    chosen = [entry for entry in entries if entry.source in wanted.sources]
+    sources = config.dataset(stage).sources
+    chosen = [entry for entry in entries if entry.source in sources]
     folder = raw / dataset_name(stage)
     for part in ("imagesTr", "labelsTr"):
         prepare_folder(folder / part)
@@ -297,9 +297,11 @@ def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> bool:
             if read_stamp(target) == stamp:
                 return False
     data, labels = load_case(entry, config)
+    # In canonical RAS on a grid of 1 mm: where the scan lay in the scanner is nothing to learn from.
     for image, volume in zip(images, data, strict=True):
         with whole_file(image) as unfinished:
             nibabel.save(nibabel.Nifti1Image(volume, np.eye(4)), unfinished)
+    # The header's free text, 80 bytes, which nnU-Net does not read.
     stamped = nibabel.Nifti1Image(labels, np.eye(4))
     stamped.header["descrip"] = stamp
     with whole_file(target) as unfinished:
@@ -309,7 +311,7 @@ def _write_case(entry: CaseEntry, config: RunConfig, folder: Path) -> bool:
 
 def write_json(content: object, path: Path) -> None:
     """Write JSON so that a reader finds all of it or none."""
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(path, to_json(content))
 
 
 def dataset_description(cases: int) -> dict[str, object]:
@@ -319,6 +321,7 @@ def dataset_description(cases: int) -> dict[str, object]:
     return {
         "channel_names": {str(number): name for number, name in enumerate(SEQUENCES)},
         "labels": labels,
+        # The labels that nnU-Net's own predictions give to the regions, later ones over earlier ones: ED, NCR, ET.
         "regions_class_order": [2, 1, 3],
         "numTraining": cases,
         "file_ending": ".nii.gz",

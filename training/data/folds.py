@@ -74,6 +74,7 @@ def stratified_folds(
     if folds < 2 or len(cases_of) < folds:
         raise UsageError(f"folds: {len(cases_of)} patients cannot be dealt into {folds} folds")
 
+    # Patients are sorted before they are shuffled, so that the order of the cases decides nothing.
     random = np.random.default_rng(seed)
     kinds = {cluster: index for index, cluster in enumerate(sorted(set(clusters.values())))}
     size = np.bincount([kinds[cluster] for cluster in clusters.values()])
@@ -81,11 +82,13 @@ def stratified_folds(
     several = sorted((p for p in shuffled if len(cases_of[p]) > 1), key=lambda p: -len(cases_of[p]))
     single = sorted((p for p in shuffled if len(cases_of[p]) == 1), key=lambda p: clusters[cases_of[p][0]])
 
+    # Large groups first, while there is room to balance them; then cluster by cluster, so that each shares out.
     counts = np.zeros((folds, len(kinds)), int)
     fold_of: dict[str, int] = {}
     for patient in several + single:
         share = np.bincount([kinds[clusters[case]] for case in cases_of[patient]], minlength=len(kinds))
         crowding = counts @ (share / size)
+        # Sums of shares differ in their last bits by the order of adding: rounded, equals are equal.
         fold = int(np.lexsort((random.permutation(folds), counts.sum(axis=1), crowding.round(12)))[0])
         counts[fold] += share
         fold_of.update(dict.fromkeys(cases_of[patient], fold))
@@ -115,12 +118,18 @@ def check_no_leak(
     Checked are: every patient of `folds` is in one fold; every case of the splits is known; the cases held out in split
     i are exactly those of fold i; nothing that is learnt from in split i comes from a patient of fold i.
     """
-    _check_patients(folds, patients)
+    fold_of: dict[str, int] = {}
+    for case, fold in folds.items():
+        if case not in patients:
+            raise LeakError(f"folds: the patient of case {case} is not known")
+        if fold_of.setdefault(patients[case], fold) != fold:
+            raise LeakError(f"folds: patient {patients[case]} is in folds {fold_of[patients[case]]} and {fold}")
     if len(splits) != max(folds.values()) + 1:
         raise LeakError(f"folds: {len(splits)} splits for {max(folds.values()) + 1} folds")
     for fold, split in enumerate(splits):
         if unknown := sorted({*split["train"], *split["val"]} - set(patients)):
             raise LeakError(f"folds: split {fold} has {unknown[0]}, which is no known case")
+        # All cases of the fold, not only those of this stage: fine-tuning starts from the pretraining of the same fold.
         held_out = {patients[case]: case for case, own in folds.items() if own == fold}
         for case in split["train"]:
             if patients[case] in held_out:
@@ -130,13 +139,3 @@ def check_no_leak(
         expected = {case for case in cases if folds.get(case) == fold}
         if wrong := expected.symmetric_difference(split["val"]):
             raise LeakError(f"folds: split {fold} does not hold out exactly the cases of fold {fold}: {sorted(wrong)}")
-
-
-def _check_patients(folds: Mapping[str, int], patients: Mapping[str, str]) -> None:
-    """Every case has a patient, and every patient one fold."""
-    fold_of: dict[str, int] = {}
-    for case, fold in folds.items():
-        if case not in patients:
-            raise LeakError(f"folds: the patient of case {case} is not known")
-        if fold_of.setdefault(patients[case], fold) != fold:
-            raise LeakError(f"folds: patient {patients[case]} is in folds {fold_of[patients[case]]} and {fold}")

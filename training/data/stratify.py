@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +15,8 @@ from inference.bundle.tables import SubtypeTables, parse_subtypes, subtypes_to_j
 from inference.errors import BundleError, UsageError
 from inference.files import write_whole
 from inference.labels import region_mask
-from inference.refine.radiomics import PRESETS, ExtractionSettings, NoFeatures, extract_features
-from inference.refine.subtypes import SubtypeModel, subtype_tables
+from inference.refine.radiomics import PRESETS, NoFeatures, extract_features
+from inference.refine.subtypes import subtype_tables
 from inference.schema import read_json, to_json
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
@@ -23,15 +24,10 @@ from training.data.folds import FoldMap, stratified_folds
 from training.data.subtyping import fit_subtypes
 from training.workers import open_workers
 
-SPACING = (1.0, 1.0, 1.0)
+SPACING: Final = (1.0, 1.0, 1.0)
 """Voxel edges (X, Y, Z) in mm of the training data, which are BraTS's."""
-
-
-def extraction_settings(config: RunConfig) -> ExtractionSettings:
-    """The preset that the configuration names."""
-    if config.subtypes.extraction not in PRESETS:
-        raise UsageError(f"extraction {config.subtypes.extraction!r}: expected one of {', '.join(PRESETS)}")
-    return PRESETS[config.subtypes.extraction]
+# Numbers of strata: the source's place in the configuration times this, plus the subtype.
+_MOST_SUBTYPES: Final = 1000
 
 
 def reference_features(config: RunConfig, entries: list[CaseEntry], jobs: int = 1) -> dict[str, NDArray[np.float64]]:
@@ -43,7 +39,7 @@ def reference_features(config: RunConfig, entries: list[CaseEntry], jobs: int = 
 
 def _features_of(entry: CaseEntry, config: RunConfig) -> NDArray[np.float64]:
     data, labels = load_case(entry, config)
-    features = extract_features(data, region_mask(labels, "WT"), SPACING, extraction_settings(config))
+    features = extract_features(data, region_mask(labels, "WT"), SPACING, PRESETS[config.subtypes.extraction])
     if isinstance(features, NoFeatures):
         raise UsageError(f"{entry.id}: its reference tumour cannot be described, since {features.reason}")
     return features
@@ -56,28 +52,19 @@ def stratify(config: RunConfig, work: Path, *, jobs: int = 1) -> None:
     """
     entries = [entry for entry in read_cases(work / "cases.json") if entry.in_folds]
     features = reference_features(config, entries, jobs)
-    fit = fit_subtypes(
-        np.stack(list(features.values())),
-        extraction_settings(config),
-        scaling=config.subtypes.scaling,
-        variance=config.subtypes.variance,
-        cluster_counts=config.subtypes.clusters,
-        seed=config.seed,
-    )
+    table = np.stack(list(features.values()))
+    fit = fit_subtypes(table, config.subtypes, config.seed)
     clusters = dict(zip(features, fit.clusters, strict=True))
     patients = {entry.id: entry.patient for entry in entries}
-    first_two = first_components(fit.model, np.stack(list(features.values())))
-    strata = {entry.id: _stratum(entry, clusters[entry.id], config) for entry in entries}
+    # By source as well, so that no fold has most of a small collection.
+    places = {source.name: number * _MOST_SUBTYPES for number, source in enumerate(config.sources)}
+    strata = {entry.id: places[entry.source] + clusters[entry.id] for entry in entries}
     folds = stratified_folds(strata, patients, config.folds, config.seed) | kept_folds(config, patients)
-    components = {case: (x, y) for case, (x, y) in zip(features, first_two.tolist(), strict=True)}
+    # For the report's picture of the strata: the first two principal components, 0 where there is but one.
+    projected = np.pad(fit.model.project(table), ((0, 0), (0, 1)))[:, :2]
+    components = {case: (x, y) for case, (x, y) in zip(features, projected.tolist(), strict=True)}
     save_subtypes(subtype_tables(fit.model), work / "fold_subtypes.json")
-    content = FoldMap(folds, clusters, patients, dict(fit.silhouettes), components)
-    write_whole(work / "folds.json", to_json(content))
-
-
-def _stratum(entry: CaseEntry, cluster: int, config: RunConfig) -> int:
-    """A number for the subtype within the source."""
-    return [source.name for source in config.sources].index(entry.source) * 1000 + cluster
+    write_whole(work / "folds.json", to_json(FoldMap(folds, clusters, patients, dict(fit.silhouettes), components)))
 
 
 def known_folds(folder: str) -> FoldMap:
@@ -92,6 +79,7 @@ def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]
     Otherwise a network could be scored on a patient whom its ancestor has learnt from. UsageError where every network
     would have, since this run has no such fold, or the ancestor held the patient out of none.
     """
+    # Patients, not cases: a follow-up scan may be new to this run while the patient is not. Old lists name no patients.
     old = known_folds(config.ancestor)
     fold_of = {old.patients.get(case, case): fold for case, fold in old.folds.items()}
     learnt = {old.patients.get(case, case) for case in old.always_trained}
@@ -105,13 +93,6 @@ def kept_folds(config: RunConfig, patients: Mapping[str, str]) -> dict[str, int]
                 f" patient, who is in fold {kept[case]} of the ancestor; expected more folds, or a run without it"
             )
     return kept
-
-
-def first_components(model: SubtypeModel, features: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(tumours, 2): the first two principal components of features (tumours, 386); 0 where there is but one."""
-    projected = model.project(features)[:, :2]
-    padded: NDArray[np.float64] = np.pad(projected, ((0, 0), (0, 2 - projected.shape[1])))
-    return padded
 
 
 def save_subtypes(tables: SubtypeTables, path: Path) -> None:

@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
         phantom = make_phantom(seed, (x, y, z))
         folder = write_phantom(arguments.output, case, phantom, arguments.orientation, with_labels)
         if with_labels:
+            # As a challenge keeps its reference: apart from what is predicted, named by the case alone.
             arguments.labels.mkdir(parents=True, exist_ok=True)
             (folder / f"{case}-seg.nii.gz").replace(arguments.labels / f"{case}.nii.gz")
     return ExitStatus.OK

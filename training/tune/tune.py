@@ -14,12 +14,12 @@ from inference.bundle.tables import StoredThresholds, stored_thresholds
 from inference.errors import UsageError
 from inference.files import write_whole
 from inference.labels import REGIONS, labels_from_regions, region_mask
-from inference.refine.radiomics import NoFeatures, extract_features
+from inference.refine.radiomics import PRESETS, NoFeatures, extract_features
 from inference.refine.subtypes import subtype_tables
 from inference.schema import to_json
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case
-from training.data.stratify import SPACING, extraction_settings, save_subtypes
+from training.data.stratify import SPACING, save_subtypes
 from training.data.subtyping import SubtypeFit, fit_subtypes
 from training.evaluation.lesionwise import RegionScore, Version, score_case
 from training.fit.predict import scored_cases
@@ -87,7 +87,7 @@ def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
     data, _ = load_case(entry, config)
     whole = np.zeros(data.shape[1:], np.bool_)
     whole[tuple(slice(start, start + length) for start, length in zip(corner, mask.shape, strict=True))] = mask
-    features = extract_features(data, whole, SPACING, extraction_settings(config))
+    features = extract_features(data, whole, SPACING, PRESETS[config.subtypes.extraction])
     return None if isinstance(features, NoFeatures) else features
 
 
@@ -106,14 +106,7 @@ def _predicted_subtypes(
     described = [vector for vector in vectors if vector is not None]
     if not described:
         raise UsageError("no predicted tumour could be described: subtypes cannot be fitted")
-    fit = fit_subtypes(
-        np.stack(described),
-        extraction_settings(config),
-        scaling=config.subtypes.scaling,
-        variance=config.subtypes.variance,
-        cluster_counts=config.subtypes.clusters,
-        seed=config.seed,
-    )
+    fit = fit_subtypes(np.stack(described), config.subtypes, config.seed)
     found = iter(fit.clusters)
     return fit, [None if vector is None else next(found) for vector in vectors]
 

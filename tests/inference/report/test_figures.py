@@ -72,7 +72,7 @@ def test_a_tumour_on_the_right_is_drawn_at_the_left_beside_the_r(side, at_the_le
 @pytest.mark.parametrize("orientation", ["RAS", "LPS", "PIR"])
 def test_sides_are_right_from_the_file_to_the_figure_in_thick_slices(tmp_path, orientation):
     shown = drawing("right", (2.0, 2.0, 5.0))
-    phantom = Phantom(shown.data[:, :, :, ::2], shown.labels[:, :, ::2], 0, (2.0, 2.0, 5.0))
+    phantom = Phantom(shown.data[:, :, :, ::2], shown.labels[:, :, ::2], (2.0, 2.0, 5.0))
     folder = write_phantom(tmp_path, "P-1", phantom, orientation, with_labels=True)
     scan = read_scan(find_cases(tmp_path).cases[0])
     labels, _ = read_labels(folder / "P-1-seg.nii.gz")

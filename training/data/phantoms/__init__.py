@@ -25,7 +25,7 @@ from inference.labels import SEQUENCES
 from training.data.phantoms.head import draw_head, tissues_of
 from training.data.phantoms.lattice import Canvas, Volume
 from training.data.phantoms.picture import image_of
-from training.data.phantoms.tumour import Side, draw_tumour, labels_of, place, tumour_fields, tumour_parts
+from training.data.phantoms.tumour import draw_tumour, labels_of, place, tumour_fields, tumour_parts
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,23 @@ class Phantom:
     """(4, X, Y, Z), sequences in the order of `SEQUENCES`, canonical RAS, background exactly 0."""
     labels: NDArray[np.uint8]
     """(X, Y, Z), the truth."""
-    seed: int
-    """What it was made from."""
-    spacing: tuple[float, float, float]
-    """Voxel size along X, Y, Z in mm."""
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    """Voxel size along X, Y, Z in mm, as it is written."""
 
 
-def make_phantom(
-    seed: int,
-    shape: tuple[int, int, int] = (240, 240, 155),
-    spacing: float | tuple[float, float, float] = 1.0,
-    side: Side | None = None,
-) -> Phantom:
+def make_phantom(seed: int, shape: tuple[int, int, int] = (240, 240, 155)) -> Phantom:
     """A brain with a glioma, deterministic by `seed`.
 
-    The frame of `shape` voxels always shows one whole brain where SRI24 has it, whatever the voxel size; `spacing` (mm)
-    is recorded and written. `side` is the hemisphere that the tumour is in, drawn when not given.
+    The frame of `shape` voxels always shows one whole brain where SRI24 has it: with fewer voxels they are larger,
+    though still called 1 mm, which is all that training takes.
     """
-    sizes = (spacing, spacing, spacing) if isinstance(spacing, (int, float)) else spacing
+    # The second number keeps phantoms apart from whatever else the same seed starts. A stream for each step, so that
+    # a change of one leaves the others as they are.
     anatomy_rng, tumour_rng, border_rng, image_rng = np.random.default_rng([seed, 0x9B]).spawn(4)
-    tumour = draw_tumour(tumour_rng, side)
+    tumour = draw_tumour(tumour_rng)
     canvas = Canvas.of_shape(shape)
     head = draw_head(anatomy_rng)
+    # Placed in the healthy head, which the tumour then pushes: all that follows is drawn in the pushed one.
     centres = place(tumour, head, tumour_rng)
     pushed = head.pushed(centres[0], tumour.radius, tumour.push)
     fine = canvas.interpolate(pushed.fields)
@@ -69,28 +64,23 @@ def make_phantom(
     data[:, *canvas.box] = image_of(tissues | parts, fine, canvas, image_rng)
     truth = np.zeros(shape, np.uint8)
     truth[canvas.box] = labels_of(parts, fine["depth"] > 0)
-    return Phantom(data=data, labels=truth, seed=seed, spacing=sizes)
+    return Phantom(data, truth)
 
 
 def write_phantom(
-    folder: Path,
-    case_id: str,
-    phantom: Phantom,
-    orientation: str = "RAS",
-    with_labels: bool = False,
+    folder: Path, case_id: str, phantom: Phantom, orientation: str = "RAS", with_labels: bool = False
 ) -> Path:
     """Write `<folder>/<case_id>/<case_id>-t1n.nii.gz` and so on; returns the case's folder.
 
     Files are stored in `orientation` (three axis codes). `with_labels` also writes the truth as `<case_id>-seg.nii.gz`.
     World coordinates are the same in every orientation.
     """
-    case = Path(folder) / case_id
+    case = folder / case_id
     case.mkdir(parents=True, exist_ok=True)
     names = [*SEQUENCES, "seg"] if with_labels else SEQUENCES
     affine = np.diag((*phantom.spacing, 1.0))
-    affine[:3, 3] = [
-        -size * (length - 1) / 2 for size, length in zip(phantom.spacing, phantom.labels.shape, strict=True)
-    ]
+    # The middle of the array is the origin of the world.
+    affine[:3, 3] = -np.array(phantom.spacing) * (np.array(phantom.labels.shape) - 1) / 2
     wanted = nib.orientations.axcodes2ornt(tuple(orientation.upper()))
     canonical = nib.orientations.axcodes2ornt("RAS")
     for name, volume in zip(names, [*phantom.data, phantom.labels], strict=False):

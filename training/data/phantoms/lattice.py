@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 Volume = NDArray[np.float32]
 
+# Field of view of the SRI24 atlas (Rohlfing et al. 2010), which BraTS registers to; every phantom shows this frame.
 FRAME_MM: Final = (240.0, 240.0, 155.0)
-"""Field of view of SRI24; a phantom of any shape shows this frame."""
 ORIGIN: Final = (120.0, 106.0, 76.0)
 """Centre of the brain in the frame: zero of the anatomical coordinates."""
 BOX: Final = ((-78.0, 78.0), (-92.0, 100.0), (-76.0, 78.0))
@@ -34,6 +34,7 @@ def lattice_points() -> Volume:
 
 def _cubic(positions: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArray[np.float32]:
     """(positions, knots): Catmull-Rom weights, zero outside, edges repeated."""
+    # Unlike B-splines it goes through the values at the knots, so that distances stay distances.
     step = knots[1] - knots[0]
     where = np.clip((positions - knots[0]) / step, 0, len(knots) - 1)
     base = np.floor(where).astype(int)
@@ -53,6 +54,7 @@ def _cubic(positions: NDArray[np.float64], knots: NDArray[np.float64]) -> NDArra
 
 def _resample(field: Volume, matrices: tuple[NDArray[np.float32], ...]) -> Volume:
     """Separable interpolation of (x, y, z) by one matrix per axis."""
+    # Matrix products are many times as fast as interpolating point by point.
     along_x, along_y, along_z = matrices
     result = (along_x @ field.reshape(len(field), -1)).reshape(len(along_x), *field.shape[1:])
     return np.asarray(np.matmul(along_y, result) @ along_z.T, np.float32)
@@ -70,6 +72,7 @@ class Canvas:
     @classmethod
     def of_shape(cls, shape: tuple[int, int, int]) -> Canvas:
         """The canvas of an array that shows the whole frame."""
+        # Only voxels that may show brain are drawn: about half of the frame.
         boxes, positions = [], []
         for axis, length in enumerate(shape):
             along = (np.arange(length) + 0.5) * FRAME_MM[axis] / length - ORIGIN[axis]
@@ -102,6 +105,7 @@ def _noise(rng: np.random.Generator, step: float, positions: tuple[NDArray[np.fl
     """Smooth noise of about unit standard deviation at given positions per axis."""
     knots = [lattice_axis(axis, step) for axis in range(3)]
     values = rng.standard_normal([len(along) for along in knots]).astype(np.float32)
+    # Between the knots interpolation averages, which leaves a deviation of .72: 1.4 makes it about 1 again.
     return _resample(values, tuple(_cubic(at, along) for at, along in zip(positions, knots, strict=True))) * 1.4
 
 
@@ -112,6 +116,7 @@ def lattice_noise(rng: np.random.Generator, step: float) -> Volume:
 
 def ellipsoid(points: Volume, centre: tuple[float, ...], axes: tuple[float, ...]) -> Volume:
     """Signed distance (x, y, z), about, of points (3, x, y, z) to an ellipsoid; negative inside."""
+    # Exact at the surface only, to first order: iquilezles.org/articles/ellipsoids. The exact one needs iterations.
     offset = points - np.asarray(centre, np.float32)[:, None, None, None]
     size = np.asarray(axes, np.float32)[:, None, None, None]
     near = np.sqrt(((offset / size) ** 2).sum(axis=0)) + 1e-6
@@ -131,10 +136,12 @@ def capsule(points: Volume, start: tuple[float, ...], end: tuple[float, ...], ra
 
 def blend(first: Volume, second: Volume, width: float) -> Volume:
     """Union of two signed distances, rounded over `width` mm where they meet."""
+    # The quadratic polynomial smooth minimum: iquilezles.org/articles/smin.
     mix = np.clip(0.5 + 0.5 * (second - first) / width, 0, 1)
     return np.asarray(second + (first - second) * mix - width * mix * (1 - mix), np.float32)
 
 
 def above(field: Volume | NDArray[np.float64], level: float | Volume, width: float) -> Volume:
     """0 below `level`, 1 above, with a ramp of `width`: how much of a voxel is on the far side."""
+    # At the level itself it is a half.
     return np.clip((field - level) / np.float32(width) + np.float32(0.5), 0, 1).astype(np.float32)

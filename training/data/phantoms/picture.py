@@ -12,6 +12,8 @@ from scipy.ndimage import gaussian_filter
 from inference.labels import SEQUENCES
 from training.data.phantoms.lattice import Canvas, Volume, above
 
+# Per tissue: mean z-score in t1n, t1c, t2w, t2f, and standard deviation between cases. Tuned so that tumours come out
+# near the 44 real cases that the package's docstring names.
 _TISSUES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "csf": ((-1.7, -1.7, 3.4, -2.3), (0.4, 0.5, 0.5, 0.4)),
     "grey": ((-0.1, -0.1, 0.0, 0.2), (0.12, 0.12, 0.12, 0.2)),
@@ -23,17 +25,16 @@ _TISSUES: Final[Mapping[str, tuple[tuple[float, ...], tuple[float, ...]]]] = {
     "necrosis": ((-0.25, -0.6, 1.8, 0.85), (0.4, 0.4, 0.6, 0.8)),
     "enhancing": ((0.1, 2.1, 0.95, 0.7), (0.3, 0.35, 0.5, 0.45)),
 }
-"""Per tissue: mean z-score in t1n, t1c, t2w, t2f, and standard deviation between cases."""
+# Standard deviation within a tissue, z-score; 0.1 where not named.
 _TEXTURE: Final = {"oedema": 0.2, "necrosis": 0.3, "enhancing": 0.4, "vessel": 0.5, "rim": 1.1, "csf": 0.3}
-"""Standard deviation within a tissue, z-score; 0.1 where not named."""
+# Mean brain intensity of a sequence: scanners have no common unit, and differ by orders of magnitude. Log-uniform.
 _CASE_MEAN: Final = (100.0, 4000.0)
-"""Mean brain intensity of a sequence, log-uniform, as scanners have it."""
+# Standard deviation over the brain in parts of the mean.
 _CASE_VARIATION: Final = (0.18, 0.42)
-"""Standard deviation over the brain in parts of the mean."""
+# Share of cases whose t1n, t1c, t2w, t2f were acquired in thick slices: t1c is the one that is often a volume scan.
 _THICK_CHANCE: Final = (0.8, 0.45, 0.9, 0.75)
-"""Share of cases whose t1n, t1c, t2w, t2f were acquired in thick slices."""
-_SHADING_KNOTS = 4
-"""Knots per axis of the bias field: it varies over a third of the field of view."""
+# Knots per axis of the bias field: it varies over a third of the field of view.
+_SHADING_KNOTS: Final = 4
 
 
 def image_of(
@@ -56,6 +57,7 @@ def image_of(
             z = np.tensordot(means[:, index], stack, axes=1) + regional + slow
             z += texture * (0.9 * shared + 0.45 * canvas.noise(generator, 6.0))
             z += generator.uniform(0.02, 0.08) * canvas.noise(generator, 45.0)
+            # All sequences share a coil, and so most of the shading.
             result[index] = shading * _acquire(z, brain, canvas.voxel[2], _THICK_CHANCE[index], generator)
     return np.rint(result)
 
@@ -82,6 +84,7 @@ def _vessels(
     parts: Mapping[str, Volume], fields: Mapping[str, Volume], canvas: Canvas, rng: np.random.Generator
 ) -> Volume:
     """Shares of what takes up contrast without being tumour: sinuses, veins on the surface, choroid plexus."""
+    # In the midline at the surface: the sagittal sinus above, the confluence behind.
     sinus = np.hypot(fields["midline"], fields["depth"] - 1.5)
     sinus = np.where((fields["height"] > 0) | (fields["posterior"] > 60), sinus, 99)
     amount = above(rng.uniform(1.2, 3.0) - sinus, 0, 1.5)
@@ -104,6 +107,7 @@ def _acquire(
     z += np.float32(rng.uniform(0.03, 0.12)) * correlated_noise(z.shape, rng)
     mean = float(np.exp(rng.uniform(*np.log(_CASE_MEAN))))
     values = mean * (1 + rng.uniform(*_CASE_VARIATION) * z) * smooth_field(z.shape, rng.uniform(0.01, 0.05), rng)
+    # 0 is the background, so the darkest brain has to be more: all sequences then have the same mask.
     return np.where(brain, np.maximum(np.rint(values), 2), 0).astype(np.float32)
 
 
@@ -154,6 +158,7 @@ def _hat_weights(length: int, knots: int) -> NDArray[np.float32]:
 
 def correlated_noise(shape: tuple[int, ...], generator: np.random.Generator) -> NDArray[np.float32]:
     """Noise (X, Y, Z) with unit standard deviation, correlated between neighbours in plane as after registration."""
+    # The sum of four independent neighbours has twice the deviation of one.
     noise = generator.standard_normal(shape, dtype=np.float32)
     noise[1:] += noise[:-1].copy()
     noise[:, 1:] += noise[:, :-1].copy()

@@ -15,10 +15,8 @@ from inference.refine.components import connected_components
 from training.data.phantoms.head import Head, tissues_of
 from training.data.phantoms.lattice import STEP, Canvas, Volume, above, blend, ellipsoid, lattice_noise, lattice_points
 
-Side = Literal["left", "right"]
-
+# Smaller parts of a tumour are not drawn; 300 mm³ are a ball 8 mm across.
 _SPECK_MM3: Final = 300.0
-"""Tumour parts smaller than this are not drawn."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Tumour:
 
     kind: str
     """ring, solid, patchy, or low_grade (nothing enhances)."""
-    side: Side
+    side: Literal["left", "right"]
     """Hemisphere."""
     radius: float
     """Of a sphere of the core's volume, about."""
@@ -47,15 +45,15 @@ class Tumour:
     """Radius of a second focus in parts of the first, or 0."""
 
 
-def draw_tumour(rng: np.random.Generator, side: Side | None) -> Tumour:
+def draw_tumour(rng: np.random.Generator) -> Tumour:
     """A tumour of any kind and size that gliomas have."""
-    drawn: Side = "left" if rng.random() < 0.5 else "right"
+    side: Literal["left", "right"] = "left" if rng.random() < 0.5 else "right"
     kind = str(rng.choice(["ring", "solid", "patchy", "low_grade"], p=[0.6, 0.1, 0.15, 0.15]))
     radius = float(np.clip(np.exp(rng.normal(np.log(17.0), 0.38)), 5.0, 28.0))
     wide = rng.random() < (0.3 if kind == "low_grade" else 0.8)
     return Tumour(
         kind=kind,
-        side=side or drawn,
+        side=side,
         radius=radius,
         lobes=int(rng.integers(1, 6)),
         roughness=float(rng.uniform(0.06, 0.2)),
@@ -69,6 +67,7 @@ def draw_tumour(rng: np.random.Generator, side: Side | None) -> Tumour:
 
 def place(tumour: Tumour, head: Head, rng: np.random.Generator) -> list[NDArray[np.float64]]:
     """Centres of the foci (anatomical mm), in white matter of the tumour's hemisphere."""
+    # Gliomas begin in white matter; away from midline and surface, so that most of the core has room.
     white = tissues_of(head.fields, head)["white"]
     fields = head.fields
     sign = 1.0 if tumour.side == "right" else -1.0
@@ -76,8 +75,7 @@ def place(tumour: Tumour, head: Head, rng: np.random.Generator) -> list[NDArray[
     deep_enough = fields["depth"] > min(0.6 * tumour.radius + 4, 18)
     possible = (white > 0.6) & deep_enough & (lateral > min(5 + 0.7 * tumour.radius, 22)) & (fields["cerebellum"] > 4)
     possible &= (fields["stem"] > 4) & (fields["height"] > -36)
-    lattice = lattice_points()
-    candidates = lattice[:, possible].T
+    candidates = lattice_points()[:, possible].T
     first = candidates[rng.integers(len(candidates))].astype(np.float64)
     if not tumour.satellite:
         return [first]
@@ -97,6 +95,7 @@ def tumour_fields(
         for lobe in range(tumour.lobes if number == 0 else 1):
             direction = rng.standard_normal(3)
             direction *= (0.75 * radius if lobe else 0.0) / np.linalg.norm(direction)
+            # Several balls reach further than one of the same size.
             axes = radius * (0.72 if tumour.lobes > 1 and number == 0 else 0.9) * rng.uniform(0.75, 1.25, 3)
             balls.append(ellipsoid(points, tuple(centre + direction), tuple(axes)))
     core = balls[0]
@@ -115,10 +114,13 @@ def _travel(core: Volume, head: Head) -> Volume:
     from skimage.graph import MCP_Geometric
 
     tissues = tissues_of(head.fields, head)
+    # Oedema spreads along white matter, slowly into nuclei and cortex, and hardly across fluid.
     cost = tissues["white"] + 1.8 * tissues["deep"] + 3.5 * tissues["grey"] + 12 * (tissues["csf"] + tissues["rim"])
     cost += 1.5 * above(-head.fields["cerebellum"], 0, 4) + 1.5 * above(-head.fields["stem"], 0, 4)
+    # Of a core between the lattice points its innermost one.
     starts = np.argwhere(core <= max(float(core.min()) + 0.1, 0.0))
     costs, _ = MCP_Geometric(cost.astype(np.float64)).find_costs(starts.tolist())
+    # Further than any oedema spreads.
     return np.asarray(np.minimum(costs * STEP, 90.0), np.float32)
 
 
@@ -134,6 +136,7 @@ def tumour_parts(
     enhancing = above(_enhancement(tumour, canvas, fields["core"], rng), 0, 1.6)
     reach = fields["reach"] * (1 + 0.18 * canvas.noise(rng, 7.0)) + 0.8 * canvas.noise(rng, 3.0)
     soaked = tissues["white"] + tissues["deep"] + tissues["grey"] * above(tumour.spread * 0.25 - reach, 0, 2)
+    # Without the cortex's folds the border would follow every sulcus.
     soaked = gaussian_filter(soaked, [0.9 / size for size in canvas.voxel], truncate=2)
     oedema = above(tumour.spread - reach, 0, 2.5) * soaked * (1 - solid)
     whole = _kept(solid + oedema, canvas)
@@ -146,6 +149,7 @@ def tumour_parts(
 
 def _enhancement(tumour: Tumour, canvas: Canvas, core: Volume, rng: np.random.Generator) -> Volume:
     """Positive where the core enhances, in mm."""
+    # Drawn before the kinds part, so that tumours of all kinds use the same numbers up to here.
     coarse, fine = canvas.noise(rng, 6.5), canvas.noise(rng, 3.2)
     if tumour.kind == "low_grade":
         return np.full(core.shape, -9, np.float32)
@@ -155,12 +159,14 @@ def _enhancement(tumour: Tumour, canvas: Canvas, core: Volume, rng: np.random.Ge
         return np.asarray(2.5 * (coarse + 0.5 * fine - 0.3), np.float32)
     gaps = tumour.gaps * np.maximum(canvas.noise(rng, 11.0), 0)
     rim = tumour.rim * (1 + 0.35 * coarse + 0.15 * fine - gaps) + core
+    # Thin sheets where noise crosses zero, as between the chambers of a necrotic core.
     septa = 0.9 - 4 * np.abs(coarse + 0.3 * fine) - 0.06 * np.maximum(-core - tumour.rim, 0)
     return np.asarray(np.maximum(rim, septa), np.float32)
 
 
 def _kept(share: Volume, canvas: Canvas) -> Volume:
     """1 at the tumour's large parts, 0 at specks that no reader would outline."""
+    # At least two voxels where these are large.
     smallest = max(2, round(_SPECK_MM3 / float(np.prod(canvas.voxel))))
     components = connected_components(share > 0.5)
     large = np.bincount(components.ravel()) >= smallest
