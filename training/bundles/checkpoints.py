@@ -22,19 +22,17 @@ from inference.predict.networks.sizes import LEVELS, VARIANTS, MedNeXtSize
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Where nnU-Net v2 and v1 keep a network's weights.
 _WEIGHTS: Final = ("network_weights", "state_dict")
-"""Where nnU-Net v2 and v1 keep a network's weights."""
+# A parameter of the reference's MedNeXt that no layer uses: torch's checkpointing wants an input that has a gradient.
 _NO_WEIGHT: Final = "dummy_tensor"
-"""A parameter of the reference's MedNeXt that no layer uses."""
+# 8-bit floats would need scales that nothing here knows of.
 _KINDS: Final = ("float16", "bfloat16", "float32", "float64")
-"""Numbers that weights may be stored as; of others nothing is known here."""
-_COUNT: Final = "num_batches_tracked"
-"""Batch norm's count of batches, the one whole number in a network's weights."""
+# What torch raises for files that are none of its own.
 _DAMAGED: Final = (
     RuntimeError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, MemoryError,
     AssertionError, struct.error, zipfile.BadZipFile,
 )  # fmt: skip
-"""What torch raises for files that are none of its own."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +86,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     weights = next((contents[key] for key in _WEIGHTS if key in contents), None)
     if not isinstance(weights, Mapping):
         raise UsageError(f"{path}: found neither {' nor '.join(_WEIGHTS)}, expected a checkpoint of nnU-Net")
+    # Trained on several GPUs, a network is a part of DistributedDataParallel.
     prefix = "module." if weights and all(str(name).startswith("module.") for name in weights) else ""
     tensors: dict[str, Tensor] = {}
     for name, tensor in weights.items():
@@ -108,6 +107,7 @@ def deployed_tensors(
 
     from inference.predict.networks import deployed_weights
 
+    # Names and shapes are enough. The heads of deep supervision are in checkpoints, and not deployed.
     with torch.device("meta"):
         deployed = build_network(architecture, len(SEQUENCES), len(outputs))
         trained = build_network(architecture, len(SEQUENCES), len(outputs), deep_supervision=True).state_dict()
@@ -136,7 +136,8 @@ def _check_numbers(tensor: Tensor, name: str) -> None:
         kind = "sparse"
     elif tensor.is_meta or tensor.is_quantized:
         kind = "meta, without numbers," if tensor.is_meta else "quantised"
-    if kind not in _KINDS and not (kind == "int64" and name.endswith(_COUNT)):
+    # Batch norm's count of batches is the one whole number in a network's weights.
+    if kind not in _KINDS and not (kind == "int64" and name.endswith("num_batches_tracked")):
         raise UsageError(f"{name}: found a tensor that is {kind}, expected one of {', '.join(_KINDS)}")
     if not bool(torch.isfinite(tensor.float()).all()):
         raise UsageError(f"{name}: found values that are not finite, or not in float32")
@@ -147,33 +148,32 @@ def mednext_architecture(checkpoint: Checkpoint) -> dict[str, object]:
 
     Raises UsageError where they are not those of a MedNeXt.
     """
-    stages = [f"enc_block_{level}" for level in range(LEVELS)] + ["bottleneck"]
-    stages += [f"dec_block_{level}" for level in reversed(range(LEVELS))]
 
-    def shape(name: str, axes: int) -> tuple[int, ...]:
+    def shape(name: str) -> tuple[int, ...]:
         tensor = checkpoint.tensors.get(name)
-        if tensor is None or tensor.ndim != axes or 0 in tensor.shape:
+        if tensor is None or tensor.ndim != 5 or 0 in tensor.shape:
             found = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
             raise UsageError(f"{checkpoint.path}: {name}: found {found}, expected a tensor of a MedNeXt v1")
         return tuple(tensor.shape)
 
-    def blocks(stage: str) -> int:
+    blocks, expansion = [], []
+    stages = [f"enc_block_{level}" for level in range(LEVELS)] + ["bottleneck"]
+    for stage in stages + [f"dec_block_{level}" for level in reversed(range(LEVELS))]:
         numbers = (re.match(rf"{stage}\.(\d{{1,3}})\.", name) for name in checkpoint.tensors)
-        return 1 + max((int(number[1]) for number in numbers if number), default=0)
-
-    size = MedNeXtSize(
-        channels=shape("stem.weight", 5)[0],
-        blocks=tuple(blocks(stage) for stage in stages),
-        expansion=tuple(
-            rows // columns for rows, columns, *_ in (shape(f"{stage}.0.conv2.weight", 5) for stage in stages)
-        ),
-    )
-    kernel = shape("enc_block_0.0.conv1.weight", 5)[-1]
+        blocks.append(1 + max((int(number[1]) for number in numbers if number), default=0))
+        # The second convolution of a block widens its channels, the third narrows them again.
+        wide, narrow, *_ = shape(f"{stage}.0.conv2.weight")
+        expansion.append(wide // narrow)
+    size = MedNeXtSize(shape("stem.weight")[0], tuple(blocks), tuple(expansion))
     letter = next((letter for letter, variant in VARIANTS.items() if variant == size), None)
-    sizes = {"channels": size.channels, "blocks": list(size.blocks), "expansion": list(size.expansion)}
+    sizes = {"channels": size.channels, "blocks": blocks, "expansion": expansion}
     arguments: dict[str, object] = {"variant": letter} if letter else dict(sizes)
-    named = {"network_class_name": "MedNeXt", "_kw_requires_import": list[str]()}
-    return {**named, "arch_kwargs": {**arguments, "kernel_size": kernel}}
+    kernel = shape("enc_block_0.0.conv1.weight")[-1]
+    return {
+        "network_class_name": "MedNeXt",
+        "_kw_requires_import": list[str](),
+        "arch_kwargs": {**arguments, "kernel_size": kernel},
+    }
 
 
 def few(names: Sequence[str], most: int = 4) -> str:

@@ -35,6 +35,7 @@ def export_openvino(source: Path, target: Path) -> Bundle:
     one that is damaged.
     """
     bundle = load_bundle(source)
+    # The networks are read from the source while the target is written.
     if os.path.realpath(target) == os.path.realpath(source):
         raise UsageError(f"--output {target}: is the bundle itself, expected another folder")
     stored = sorted(model.name for model in bundle.models if model.format == "openvino")
@@ -60,6 +61,7 @@ def _exported(model: Model, scratch: Path) -> Model:
     for fold in model.folds:
         networks[fold] = scratch / f"{model.name}_fold_{fold}.xml"
         try:
+            # In files, since OpenVINO writes and reads nothing else.
             export_network(model.architecture, heads_of(model), model.tensors(fold), networks[fold])
         except UnsupportedGraphError as error:
             raise UsageError(f"{model.name}: {error}: it runs on torch alone, and cannot be exported") from error

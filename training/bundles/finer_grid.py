@@ -67,7 +67,7 @@ def _finer(model: Model, factor: int) -> Model:
 def _widened(
     tensors: Mapping[str, FloatArray], architecture: Mapping[str, object], parts: int
 ) -> dict[str, FloatArray]:
-    """The first and last tensors with one channel for each of a block's `parts`; inputs share their weight."""
+    """Tensors of the first and last layer with a channel for each of a block's `parts`; inputs share their weight."""
     import torch
 
     from inference.predict.networks import build_network
@@ -80,6 +80,7 @@ def _widened(
         grown = array.astype(np.float32)
         for axis, (found, wanted) in enumerate(zip(array.shape, shapes[name], strict=True)):
             if wanted != found:
+                # Inputs of a block add up to what its mean gave. Every output of a block is what the block's was.
                 grown = np.repeat(grown, parts, axis) / np.float32(parts if found == len(SEQUENCES) else 1)
         widened[name] = grown
     return widened

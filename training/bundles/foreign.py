@@ -16,30 +16,32 @@ from inference.labels import REGIONS, SEQUENCES, TUMOUR_LABELS
 from inference.predict.networks import architecture_name
 from inference.predict.preprocess import plan_section
 from inference.schema import read_json
-from training.bundles.pickles import read_pickle, shown
+from training.bundles.pickles import LARGEST, read_pickle, shown
 from training.fit.planning import CONFIGURATION
 
+# Names of channels in small letters without signs, and the sequence that each means: those of BraTS, nnU-Net's own
+# conversions and the Medical Segmentation Decathlon.
 _CHANNELS: Final[Mapping[str, str]] = {
     "t1n": "t1n", "t1": "t1n", "t1w": "t1n", "t1native": "t1n",
     "t1c": "t1c", "t1ce": "t1c", "t1gd": "t1c", "t1post": "t1c", "t1contrast": "t1c",
     "t2w": "t2w", "t2": "t2w",
     "t2f": "t2f", "flair": "t2f", "t2flair": "t2f",
 }  # fmt: skip
-"""Names of channels in small letters without signs, and the sequence that each means."""
+# The same for labels. BraTS called NCR "NCR/NET" until 2021, and "NETC" from 2024 on.
 _LABELS: Final[Mapping[str, str]] = {
     "ncr": "NCR", "netc": "NCR", "ncrnet": "NCR", "necrosis": "NCR", "necrotic": "NCR", "necroticcore": "NCR",
     "necrotictumorcore": "NCR", "necrotictumourcore": "NCR", "nonenhancingtumorcore": "NCR",
     "ed": "ED", "edema": "ED", "oedema": "ED", "snfh": "ED", "peritumoraledema": "ED", "peritumouraloedema": "ED",
     "et": "ET", "enhancing": "ET", "enhancingtumor": "ET", "enhancingtumour": "ET", "gdenhancingtumor": "ET",
 }  # fmt: skip
-"""Names of labels in small letters without signs, and the label that each means."""
 
 _PACKAGE: Final = "dynamic_network_architectures.architectures.unet"
+# An older spelling, which nnU-Net's own conversion of old plans writes too.
 _OLD_RESIDUAL: Final = "dynamic_network_architectures.architectures.residual_unet.ResidualEncoderUNet"
-"""An older spelling, which nnU-Net's own conversion of old plans writes too."""
+# Features double from stage to stage: a long list would make numbers without end. A patch of 128 allows five or six.
 _MOST_STAGES: Final = 16
+# Larger than any patch or voxel size, and small enough to be an index.
 _LARGEST: Final = 1e6
-"""Larger than any patch or voxel size."""
 _BACKGROUND: Final = "background"
 
 
@@ -81,41 +83,37 @@ def read_conventions(path: Path) -> Conventions:
     expected; a copy of the file with the names that are expected is a way out.
     """
     value = read_json(path, dict[str, object], UsageError)
-    names, channels = _read_channels(value.get("channel_names", value.get("modality")), path)
+    # nnU-Net v1 called it modality.
+    numbered = value.get("channel_names", value.get("modality"))
+    names = tuple(str(name) for _, name in sorted(numbered.items())) if isinstance(numbered, dict) else ()
+    channels = channel_order(names, path)
     labels = value.get("labels")
     if not isinstance(labels, dict) or labels.get(_BACKGROUND) not in (0, [0]):
         raise UsageError(
             f'{path}: labels: found {shown(labels)}, expected nnU-Net v2\'s form, "background": 0 and each label or '
             "region by name in the order of the network's outputs"
         )
+    # Nothing is predicted of voxels to ignore.
     rest = {name: entry for name, entry in labels.items() if name not in (_BACKGROUND, "ignore")}
     if any(isinstance(entry, list) and len(entry) > 1 for entry in rest.values()):
         return Conventions(names, channels, "regions", tuple(rest), _region_order(rest, path))
     return Conventions(names, channels, "labels", *_label_order(rest, path))
 
 
-def _read_channels(value: object, path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    if not isinstance(value, dict) or set(value) != {str(number) for number in range(len(SEQUENCES))}:
-        raise UsageError(_expected_channels(value, path))
-    names = tuple(str(value[str(number)]) for number in range(len(SEQUENCES)))
-    return names, channel_order(names, path)
-
-
 def sequence_of(name: str) -> str | None:
     """The sequence that a channel's name means, in any of the usual spellings."""
-    return _CHANNELS.get(_plain(name))
+    return _CHANNELS.get(re.sub(r"[^a-z0-9]", "", name.lower()))
 
 
 def channel_order(names: Sequence[str], path: Path) -> tuple[int, ...]:
     """For each of `labels.SEQUENCES`, which of a network's channels it is. Raises UsageError for other channels."""
     meant = [sequence_of(name) for name in names]
     if sorted(map(str, meant)) != sorted(SEQUENCES):
-        raise UsageError(_expected_channels(list(names), path))
+        found = shown(list(names))
+        raise UsageError(
+            f"{path}: channel names: found {found}, expected t1n, t1c, t2w and t2f (in any order) as 0 to 3"
+        )
     return tuple(meant.index(sequence) for sequence in SEQUENCES)
-
-
-def _expected_channels(found: object, path: Path) -> str:
-    return f"{path}: channel names: found {shown(found)}, expected t1n, t1c, t2w and t2f (in any order) as 0 to 3"
 
 
 def _region_order(regions: Mapping[str, object], path: Path) -> tuple[int, ...]:
@@ -131,7 +129,7 @@ def _region_order(regions: Mapping[str, object], path: Path) -> tuple[int, ...]:
 
 
 def _label_order(labels: Mapping[str, object], path: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    meant = {_LABELS.get(_plain(name)): value for name, value in labels.items()}
+    meant = {_LABELS.get(re.sub(r"[^a-z0-9]", "", name.lower())): value for name, value in labels.items()}
     values = [meant.get(label.name) for label in TUMOUR_LABELS]
     if len(labels) != 3 or sorted(str(value) for value in values) != ["1", "2", "3"]:
         raise UsageError(f"{path}: labels: found {shown(dict(labels))}, expected NCR, ED and ET as 1 to 3 in any order")
@@ -154,6 +152,7 @@ def read_foreign_plans(
     except BundleError as error:
         raise UsageError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from error
     section.pop("inherits_from", None)
+    # This reader turns scans to RAS. All others give arrays as they are stored.
     reader = str(plans.get("image_reader_writer"))
     if reader.endswith("WithReorient") and orientation != "RAS":
         raise UsageError(
@@ -171,6 +170,7 @@ def read_foreign_plans(
     if isinstance(architecture, dict) and architecture.get("network_class_name") == _OLD_RESIDUAL:
         section["architecture"] = {**architecture, "network_class_name": f"{_PACKAGE}.ResidualEncoderUNet"}
     for key in ("normalization_schemes", "use_mask_for_norm"):
+        # Of another length they are refused later, when the plans are read.
         values = section.get(key)
         if isinstance(values, list) and len(values) == len(SEQUENCES):
             section[key] = [values[channel] for channel in conventions.channels]
@@ -214,11 +214,12 @@ def _old_architecture(section: Mapping[str, object], name: str, batch_norm: bool
 
 
 def read_old_plans(path: Path) -> OldPlans:
-    """The `plans.pkl` of nnU-Net v1, read without running what it holds.
+    """Read the `plans.pkl` of nnU-Net v1, without running what it holds.
 
     Raises UsageError for what cannot be predicted from a bundle: a cascade, another order of axes, CT.
     """
-    plans = read_pickle(path)
+    with path.open("rb") as file:
+        plans = read_pickle(file.read(LARGEST + 1), str(path))
     if not isinstance(plans, dict):
         raise UsageError(f"{path}: found {type(plans).__name__}, expected the plans of nnU-Net v1")
     for key in ("transpose_forward", "transpose_backward"):
@@ -229,6 +230,7 @@ def read_old_plans(path: Path) -> OldPlans:
         found = plans.get(key)
         if not isinstance(found, dict) or any(found.get(channel) not in expected for channel in channels):
             raise UsageError(f"{path}: {key}: found {shown(found)}, expected {' or '.join(map(str, expected))} each")
+    # Two stages are a cascade: its first network sees a coarser grid, its second the first one's answer.
     stages = plans.get("plans_per_stage")
     stage = stages.get(0) if isinstance(stages, dict) and len(stages) == 1 else None
     if not isinstance(stage, dict):
@@ -266,20 +268,13 @@ def in_our_order(
         "ResidualEncoderUNet": "encoder.stem.convs.0.conv.weight",
         "MedNeXt": "stem.weight",
     }[family]
-    result = dict(tensors)
-    result[stem] = _taken(tensors[stem], conventions.channels, 1)
+    # Which channels a convolution adds up in which order is all the same, so that moving its weights changes nothing.
+    taken = {stem: (conventions.channels, 1)}
     for name in tensors:
         if re.fullmatch(r"decoder\.seg_layers\.\d+\.(weight|bias)|out_0\.conv_out\.bias", name):
-            result[name] = _taken(tensors[name], conventions.outputs, 0)
+            taken[name] = conventions.outputs, 0
         elif name == "out_0.conv_out.weight":
             # A transposed convolution: inputs first.
-            result[name] = _taken(tensors[name], conventions.outputs, 1)
-    return result
-
-
-def _taken(array: FloatArray, order: Sequence[int], axis: int) -> FloatArray:
-    return np.ascontiguousarray(np.take(array, order, axis))
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+            taken[name] = conventions.outputs, 1
+    moved = {name: np.ascontiguousarray(np.take(tensors[name], *order)) for name, order in taken.items()}
+    return {**tensors, **moved}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from importlib.metadata import version
 from pathlib import Path
+from typing import Final
 
 import msgspec
 import numpy as np
@@ -27,8 +28,8 @@ from training.evaluation import overlap
 from training.fit.predict import trained_network
 from training.tune.tuning import Scores, read_tuning
 
-LIBRARIES = ("torch", "nnunetv2", "numpy", "scikit-learn")
-"""Whose versions a bundle records."""
+# What decides about weights and tables; a version of all others is in the lock.
+_LIBRARIES: Final = ("torch", "nnunetv2", "numpy", "scikit-learn")
 
 
 def freeze(config: RunConfig, work: Path, target: Path, *, revision: str) -> Bundle:
@@ -88,6 +89,7 @@ def all_folds(config: RunConfig, work: Path) -> dict[str, object]:
 def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> Model:
     folds = tuple(range(config.folds))
     half = config.bundle.half_precision
+    # A model of each fold, which become one model of all folds.
     trained = [trained_network(config, work, name, fold, half_precision=half) for fold in folds]
     entry = dataclasses.replace(trained[0].entry, folds=folds, weight=weight)
     networks = {fold: network for model in trained for fold, network in model.networks.items()}
@@ -95,33 +97,28 @@ def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> Model
 
 
 def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
-    """Provenance of a run: data sets, configuration, revision of the code, versions of libraries."""
-    data_sets = list(_ancestor(config).manifest.provenance.data_sets) if config.ancestor else []
+    """Provenance of a run: data sets, configuration, revision of the code, versions of libraries, ancestors."""
+    data_sets: list[DataSet] = []
+    ancestry: tuple[str, ...] = ()
+    if config.ancestor:
+        ancestor = load_bundle(Path(config.ancestor))
+        before = ancestor.manifest.provenance
+        data_sets += before.data_sets
+        itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
+        ancestry = (*before.ancestry, itself)
     for source in config.sources:
         stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
         use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
         name = f"{source.name} ({source.doi})" if source.doi else source.name
         data_sets.append(DataSet(name, sum(entry.source == source.name for entry in entries), use))
     settings = dataclasses.asdict(config)
+    # Where the data lay is nobody's business, and a path may hold a user's name.
     for source in settings["sources"]:
-        source["folder"] = Path(source["folder"]).name  # where the data lay is nobody's business
+        source["folder"] = Path(source["folder"]).name
     settings["ancestor"] = Path(config.ancestor).name
+    # Through JSON, so that a manifest is the same once it is read again: tuples become lists.
     plain = json.loads(json.dumps(settings))
-    libraries = {name: version(name) for name in LIBRARIES}
-    return Provenance(tuple(data_sets), plain, revision, libraries, _ancestry(config))
-
-
-def _ancestor(config: RunConfig) -> Bundle:
-    return load_bundle(Path(config.ancestor))
-
-
-def _ancestry(config: RunConfig) -> tuple[str, ...]:
-    """Bundles that the weights started from, oldest first."""
-    if not config.ancestor:
-        return ()
-    ancestor = _ancestor(config)
-    itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
-    return (*ancestor.manifest.provenance.ancestry, itself)
+    return Provenance(tuple(data_sets), plain, revision, {name: version(name) for name in _LIBRARIES}, ancestry)
 
 
 def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEntry]) -> dict[str, float]:
@@ -129,6 +126,7 @@ def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEn
 
     `largest_difference` is in probability, `dice_<region>` between the two label maps.
     """
+    # One case shows rounding as well as many, and each costs two predictions of every model.
     data, _ = load_case(next(entry for entry in entries if entry.in_folds), config)
     engine = open_engine("torch", "cpu")
     agreement = {"largest_difference": 0.0} | {f"dice_{region}": 1.0 for region in REGIONS}

@@ -7,13 +7,11 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from inference.bundle.manifest import DECISIONS, Provenance
+from inference.bundle.manifest import DECISIONS
 from inference.bundle.store import Bundle
 from inference.bundle.tables import SubtypeTables, Thresholds, ThresholdTables
 from inference.bundle.writing import NewBundle, write_bundle
@@ -24,12 +22,13 @@ from training.bundles import ranked
 from training.bundles.checkpoints import few, read_checkpoint
 from training.bundles.foreign import read_conventions, read_old_plans
 from training.bundles.image import SavedImage, open_image
-from training.bundles.import_checkpoints import MEDNEXT_FILE, NNUNET_FILE, Imported, import_mednext, import_nnunet
+from training.bundles.import_checkpoints import add_bundle_arguments, in_ensemble, provenance
+from training.bundles.ranked_programs import decision_rules, fallback_clusters
+from training.bundles.trained_folders import MEDNEXT_FILE, NNUNET_FILE, Imported, import_mednext, import_nnunet
 
-LICENCE: Final = "not stated by the image; ask its authors"
-"""Of the weights, unless told: no licence was found with the image."""
+# The system takes arrays as they are stored, and African scans are stored so.
 _ORIENTATION: Final = "RAS"
-"""The system takes arrays as stored, and African scans are stored so."""
+# Tables and programs have kilobytes, networks of the ranked size some hundred megabytes.
 _LARGEST_PART: Final = 64 * 2**20
 _LARGEST_CHECKPOINT: Final = 4 * 2**30
 _SIDE_FILES: Final = {"nnunet": ("dataset.json", "plans.json"), "mednext": ("plans.pkl",)}
@@ -50,16 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fallback-cluster", type=int, metavar="N",
         help="subtype whose thresholds a tumour gets that cannot be described (default: as the programs say)",
     )  # fmt: skip
-    add("--licence", default=LICENCE, help="licence of the weights (default: %(default)s)")
-    add("--name", default="ranked", help="name of the bundle (default: %(default)s)")
-    add("--version", default="1", help="its version (default: %(default)s)")
-    add("--revision", default="unknown", help="revision of the code, for the provenance")
+    # No licence was found with the image.
+    add_bundle_arguments(parser, "ranked", "not stated by the image; ask its authors")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """List what is there, or write the bundle."""
     if not arguments.list and arguments.output is None:
         raise UsageError("import-ranked: found neither --list nor --output, expected one")
+    # Copies of the networks take gigabytes: beside the bundle there is room for them, in /tmp there may be none.
     beside = None if arguments.list else Path(os.path.realpath(arguments.output)).parent
     try:
         if beside is not None:
@@ -75,7 +73,7 @@ def run(arguments: argparse.Namespace) -> int:
     return ExitStatus.OK
 
 
-@dataclass
+@dataclass(frozen=True)
 class Opened:
     """An image whose files can be had, and what of the ranked system is in it."""
 
@@ -85,58 +83,22 @@ class Opened:
     """Folder for copies."""
     found: ranked.Survey
     """What is where."""
-    digests: dict[str, str] = field(default_factory=dict)
-    """SHA-256 of every file that was read, by its path."""
-    copies: dict[str, str] = field(default_factory=dict)
-    """Paths of files in the image, by where their copies are."""
-
-    def copy(self, wanted: Mapping[str, Path | None], most: int) -> None:
-        """Copy files of the image to places in the scratch folder."""
-        for path in wanted:
-            if path not in self.image.entries:
-                raise UsageError(f"{printable(path)}: found nothing, expected a file")
-            if self.image.entries[path].size > most:
-                size = self.image.entries[path].size
-                raise UsageError(f"{printable(path)}: found {size} bytes, expected at most {most}")
-        self.copies |= {str(place): path for path, place in wanted.items() if place is not None}
-        self.digests |= self.image.read(wanted)
 
     def contents(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Small files of the image, by path."""
-        places = {path: self.scratch / f"part-{len(self.copies) + number}" for number, path in enumerate(paths)}
-        self.copy(dict(places), _LARGEST_PART)
+        places = {path: self.scratch / f"part-{number}" for number, path in enumerate(paths)}
+        self.image.copy(places, _LARGEST_PART)
         return {path: place.read_bytes() for path, place in places.items()}
 
-    def one_of(self, part: str, paths: Sequence[str] | None = None) -> tuple[bytes, str]:
+    def one_of(self, part: str, paths: Sequence[str] = ()) -> tuple[bytes, str]:
         """A part of the system, and its path; where it is there several times, all must be the same."""
-        paths = self.found.parts[part] if paths is None else paths
-        contents = self.contents(paths)
+        contents = self.contents(paths or self.found.parts[part])
         if not contents:
             raise UsageError(f"found nothing for {part}, expected a file: --list says what is there")
         if len(set(contents.values())) > 1:
             raise UsageError(f"found {few([*map(printable, contents)])}, which differ, expected copies of one file")
-        return next(iter(contents.values())), printable(paths[0])
-
-    def place_of(self, path: str) -> Path:
-        """Where the copy of a file lies."""
-        return next(Path(place) for place, copied in self.copies.items() if printable(copied) == path)
-
-    @contextmanager
-    def named(self) -> Iterator[None]:
-        """Name files in errors as the image does, not by where their copies lie."""
-        try:
-            yield
-        except GliomaError as error:
-            text = str(error)
-            for place, path in sorted(self.copies.items(), key=lambda item: -len(item[0])):
-                text = text.replace(place, printable(path))
-            for folder, path in self.roots().items():
-                text = text.replace(folder, printable(path))
-            raise UsageError(text) from error
-
-    def roots(self) -> dict[str, str]:
-        """Folders of networks in the image, by where their copies lie."""
-        return {str(self.scratch / tree.family): tree.root for tree in self.found.trees}
+        path, raw = next(iter(contents.items()))
+        return raw, printable(path)
 
 
 def open_files(source: Path, scratch: Path) -> Opened:
@@ -173,12 +135,11 @@ def listing(opened: Opened) -> Iterator[str]:
 
 
 def _rules_in(opened: Opened) -> dict[str, str]:
-    return ranked.decision_rules(opened.contents(opened.found.parts["ensembler"]))
+    return decision_rules(opened.contents(opened.found.parts["ensembler"]))
 
 
 def _fallbacks_in(opened: Opened, task: str = "") -> dict[str, str]:
-    sources = opened.contents(opened.found.parts["runner"])
-    return {str(number): path for number, path in ranked.fallback_clusters(sources, task).items()}
+    return fallback_clusters(opened.contents(opened.found.parts["runner"]), task)
 
 
 def import_ranked(opened: Opened, given: argparse.Namespace) -> Bundle:
@@ -187,16 +148,16 @@ def import_ranked(opened: Opened, given: argparse.Namespace) -> Bundle:
     Raises UsageError, FolderError or BundleError, naming path, found and expected, for whatever is not known; nothing
     is written then.
     """
-    with opened.named():
-        task = ranked.choose_task(opened.found, given.task)
-        trees = {family: _tree(opened, family, task) for family in _SIDE_FILES}
-        shares = ranked.read_weights(*opened.one_of("weights"), task)
-        subtypes, thresholds = _refinement(opened, task)
-        if opened.found.parts["radiomics"]:
-            ranked.check_radiomics(*opened.one_of("radiomics"))
-        models = {family: _imported(opened, tree) for family, tree in trees.items()}
-        decision = _decision(_rules_in(opened), given.decision, models)
-        fallback = _fallback(_fallbacks_in(opened, task), given.fallback_cluster, len(thresholds))
+    task = ranked.choose_task(opened.found, given.task)
+    trees = {family: _tree(opened, family, task) for family in _SIDE_FILES}
+    shares = ranked.read_weights(*opened.one_of("weights"), task)
+    subtypes, thresholds = _refinement(opened, task)
+    if opened.found.parts["radiomics"]:
+        ranked.check_radiomics(*opened.one_of("radiomics"))
+    # Last, since networks take the longest to read.
+    models = {family: _imported(opened, tree) for family, tree in trees.items()}
+    decision = _decision(_rules_in(opened), given.decision, models)
+    fallback = _fallback(_fallbacks_in(opened, task), given.fallback_cluster, len(thresholds))
     image = opened.image
     origin = {
         "image": f"{image.identity} ({image.description})",
@@ -206,6 +167,11 @@ def import_ranked(opened: Opened, given: argparse.Namespace) -> Bundle:
         "fallback": fallback,
         "not_found": [part for part in ("channels", "radiomics") if not opened.found.parts[part]],
     }
+    ancestry = [
+        f"image {image.identity}",
+        *(f"layer sha256 {digest}" for digest in image.layers),
+        *(f"{printable(path)} sha256 {digest}" for path, digest in sorted(image.digests.items())),
+    ]
     return write_bundle(
         given.output,
         NewBundle(
@@ -217,18 +183,8 @@ def import_ranked(opened: Opened, given: argparse.Namespace) -> Bundle:
                 "of the image, it is not known to be the ranked system. For whoever imported it; not to be passed on."
             ),
             licence=given.licence,
-            provenance=Provenance(
-                data_sets=(),
-                config={"imported": origin},
-                code_revision=given.revision,
-                libraries={name: version(name) for name in ("torch", "numpy")},
-                ancestry=(
-                    f"image {image.identity}",
-                    *(f"layer sha256 {digest}" for digest in image.layers),
-                    *(f"{printable(path)} sha256 {digest}" for path, digest in sorted(opened.digests.items())),
-                ),
-            ),
-            models=[one.model(family, shares[family]) for family, one in models.items()],
+            provenance=provenance({"imported": origin}, ancestry, given.revision),
+            models=[in_ensemble(one.model, family, shares[family]) for family, one in models.items()],
             thresholds=ThresholdTables(
                 (0.5, 0.5, 0.5), thresholds[int(str(fallback["cluster"]))], thresholds, "subtypes"
             ),
@@ -248,44 +204,43 @@ def _tree(opened: Opened, family: str, task: str) -> ranked.Tree:
     trees = [tree for tree in opened.found.trees if tree.family == family and ranked.plain_task(tree.task) == task]
     if not trees:
         raise UsageError(f"found no networks of {family} for {task}: --list says what is there")
-    first = trees[0]
-    files = {f"{first.root}/{name}": opened.scratch / family / name for name in _SIDE_FILES[family]}
     for tree in trees:
         missing = [f"fold_{fold}" for fold in ranked.FOLDS if fold not in tree.folds]
         if missing:
             raise UsageError(f"{printable(tree.root)}: found no {', '.join(missing)}, expected all five folds")
-    networks = {
-        first.folds[fold]: opened.scratch / family / f"fold_{fold}" / _CHECKPOINTS[family] for fold in ranked.FOLDS
-    }
-    for place in networks.values():
-        place.parent.mkdir(parents=True, exist_ok=True)
-    opened.copy(dict(files), _LARGEST_PART)
-    opened.copy(dict(networks), _LARGEST_CHECKPOINT)
-    for tree in trees[1:]:
-        same = {path: path.replace(first.root, tree.root, 1) for path in (*files, *networks)}
-        whole = all(copy in opened.image.entries for copy in same.values())
-        opened.copy(dict.fromkeys(same.values()) if whole else {}, _LARGEST_CHECKPOINT)
-        if not whole or any(opened.digests[path] != opened.digests[copy] for path, copy in same.items()):
+    first, *others = trees
+    networks = [f"fold_{fold}/{_CHECKPOINTS[family]}" for fold in ranked.FOLDS]
+    for names, most in ((_SIDE_FILES[family], _LARGEST_PART), (networks, _LARGEST_CHECKPOINT)):
+        places = {f"{first.root}/{name}": opened.scratch / family / name for name in names}
+        for place in places.values():
+            place.parent.mkdir(parents=True, exist_ok=True)
+        opened.image.copy(places, most)
+    # Images hold zips of networks and, left from building, what was unpacked of them.
+    for other in others:
+        pairs = [(f"{first.root}/{name}", f"{other.root}/{name}") for name in (*_SIDE_FILES[family], *networks)]
+        whole = all(copy in opened.image.entries for _, copy in pairs)
+        opened.image.copy(dict.fromkeys(copy for _, copy in pairs) if whole else {}, _LARGEST_CHECKPOINT)
+        if not whole or any(opened.image.digests[path] != opened.image.digests[copy] for path, copy in pairs):
             raise UsageError(
-                f"found {printable(first.root)} and {printable(tree.root)}, which differ, expected one of {family}"
+                f"found {printable(first.root)} and {printable(other.root)}, which differ, expected one of {family}"
             )
     return first
 
 
 def _imported(opened: Opened, tree: ranked.Tree) -> Imported:
     """A family's networks, whose channels must be those of `name.json` where there is one."""
-    folder = opened.scratch / tree.family
-    if tree.family == "nnunet":
-        names: Sequence[str] = read_conventions(folder / "dataset.json").channel_names
-    else:
-        names = read_old_plans(folder / "plans.pkl").channel_names
-    if opened.found.parts["channels"]:
-        raw, path = opened.one_of("channels")
-        ranked.check_channels(names, printable(tree.root), ranked.read_channels(raw, path), path)
-    if tree.family == "nnunet":
-        return import_nnunet(folder, ranked.FOLDS, _ORIENTATION)
-    outputs = _outputs_of(read_checkpoint(folder / "fold_0" / MEDNEXT_FILE).tensors, folder)
-    return import_mednext(folder, ranked.FOLDS, outputs=outputs)
+    folder, nnunet = opened.scratch / tree.family, tree.family == "nnunet"
+    try:
+        if opened.found.parts["channels"]:
+            names = read_conventions(folder / "dataset.json") if nnunet else read_old_plans(folder / "plans.pkl")
+            ranked.check_channels(names.channel_names, printable(tree.root), *opened.one_of("channels"))
+        if nnunet:
+            return import_nnunet(folder, ranked.FOLDS, _ORIENTATION)
+        outputs = _outputs_of(read_checkpoint(folder / "fold_0" / MEDNEXT_FILE).tensors, folder)
+        return import_mednext(folder, ranked.FOLDS, outputs=outputs)
+    except GliomaError as error:
+        # Errors name networks as the image does, not by where their copies lay.
+        raise UsageError(str(error).replace(str(folder), printable(tree.root))) from error
 
 
 def _outputs_of(tensors: Mapping[str, object], folder: Path) -> tuple[str, ...]:
@@ -303,9 +258,8 @@ def _refinement(opened: Opened, task: str) -> tuple[SubtypeTables, dict[int, Thr
     if len(candidates) > 1:
         # Models of other challenges may lie beside it, named after them.
         prefix = {path: path.replace("!", "/").rpartition("/")[2].removesuffix("_cluster.pkl") for path in candidates}
-        candidates = tuple(path for path in candidates if ranked.plain_task(prefix[path]) == task) or candidates
-    _, path = opened.one_of("subtypes", candidates)
-    subtypes = ranked.read_subtypes(opened.place_of(path))
+        candidates = [path for path in candidates if ranked.plain_task(prefix[path]) == task] or candidates
+    subtypes = ranked.read_subtypes(*opened.one_of("subtypes", candidates))
     tables = opened.one_of("components"), opened.one_of("ratios")
     return subtypes, ranked.read_thresholds(*tables, task, subtypes.clusters)
 
@@ -316,7 +270,8 @@ def _decision(rules: Mapping[str, str], asked: str | None, models: Mapping[str, 
         found = " and ".join(f"{rule} in {printable(path)}" for rule, path in rules.items()) or "no rule"
         raise UsageError(f"found {found} in the ensembler's programs, expected one rule: say which by --decision")
     used = asked or next(iter(rules))
-    regions = [family for family, one in models.items() if one.heads == "regions"]
+    # Sigmoids of nested regions are no shares of a whole: WT would win nearly everywhere.
+    regions = [family for family, one in models.items() if one.model.heads == "regions"]
     if used == "argmax" and regions:
         raise UsageError(f"found argmax with region heads ({', '.join(regions)}), expected label heads, or other rules")
     return {"used": used, "asked_for": asked, "in_programs": dict(rules)}

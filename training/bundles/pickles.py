@@ -12,8 +12,6 @@ import re
 import reprlib
 import struct
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, Final, cast
 
 import numpy as np
@@ -24,27 +22,34 @@ from inference.text import printable
 
 LARGEST: Final = 64 * 2**20
 """Most bytes of a pickle that is read."""
+# Truth values, whole numbers, numbers, objects and texts, as numpy's dtype pickles its name.
 _KINDS: Final = r"[|<>=]?(b1|[iu][1248]|f[248]|O8?|[US]\d{1,5})"
-"""Types of arrays: truth values, whole numbers, numbers, objects and texts."""
+# Python's unpickler raises all of these for bytes that are no pickle; the fuzz test found them.
 _DAMAGED: Final = (
     pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
     RecursionError, MemoryError, struct.error,
 )  # fmt: skip
-"""What Python's unpickler raises for bytes that are no pickle."""
-
-
-@dataclass
-class Estimator:
-    """An object of a class that is known by name only: its attributes, and no behaviour."""
-
-    name: str
-    """Its class, without the module."""
-    state: Mapping[str, object]
-    """Its attributes."""
 
 
 class _Unknown(Exception):  # noqa: N818 (it is turned into a UsageError)
     """A pickle holds what is not known here; the text says what."""
+
+
+class Estimator:
+    """An object of a class that is known by name only: its attributes, and no behaviour."""
+
+    name: str = ""
+    """Its class, without the module."""
+    state: Mapping[str, object] = {}
+    """Its attributes."""
+
+    def __init__(self, *_: object) -> None:
+        # pickle calls classes with what they were made from, or not at all.
+        pass
+
+    def take_state(self, state: object) -> None:
+        """Its attributes, as pickle's BUILD hands them over."""
+        self.state = state if isinstance(state, dict) else {}
 
 
 class _Dtype:
@@ -57,7 +62,7 @@ class _Dtype:
         self._order = "="
 
     def take_state(self, state: object) -> None:
-        """As pickle's BUILD hands it over: version and byte order come first, no fields follow."""
+        """Version and byte order come first; fields of structured arrays would follow."""
         _, order, *fields = _fields(state, 5)
         if fields[:3] != [None] * 3:
             raise _Unknown("an array with fields")
@@ -77,7 +82,7 @@ class _Array:
         self.value: NDArray[np.float64] | None = None
 
     def take_state(self, state: object) -> None:
-        """Version, shape, type, order and bytes, or a list of objects."""
+        """Version, shape, type, order and bytes, or a list of objects, as numpy's `ndarray.__setstate__` takes them."""
         _, shape, dtype, fortran, data = _fields(state, 5)[:5]
         sizes = _fields(shape, 0)
         if not isinstance(dtype, _Dtype) or any(type(size) is not int for size in sizes):
@@ -86,6 +91,7 @@ class _Array:
             flat: NDArray[np.float64] = np.empty(len(data), dtype.real())
             flat[:] = data
         elif isinstance(data, bytes):
+            # Raises for objects, whose bytes would be pointers.
             flat = np.frombuffer(data, dtype.real())
         else:
             raise _Unknown(f"an array of {type(data).__name__}")
@@ -94,35 +100,23 @@ class _Array:
 
 def _fields(state: object, least: int) -> list[object]:
     """The fields of a tuple."""
-    fields = list(cast("tuple[object, ...]", state)) if isinstance(state, tuple) else []
-    if not isinstance(state, tuple) or len(fields) < least:
+    if not isinstance(state, tuple) or len(state) < least:
         raise _Unknown("an array whose contents are not told")
-    return fields
+    return list(state)
 
 
 def _scalar(dtype: object, data: object) -> object:
+    """Stands for `numpy.core.multiarray.scalar`, which makes a number of its bytes."""
     if not isinstance(dtype, _Dtype) or dtype.real().hasobject or not isinstance(data, bytes):
         raise _Unknown("a number that is none")
     return np.frombuffer(data, dtype.real())[0].item()
 
 
-class _Inert:
-    """Stands for an object of a known class."""
-
-    name = ""
-
-    def __init__(self, *_: object) -> None:
-        self.state: object = {}
-
-    def take_state(self, state: object) -> None:
-        """Its attributes."""
-        self.state = state
+def _estimator(name: str) -> type[Estimator]:
+    return type(name, (Estimator,), {"name": name})
 
 
-def _inert(name: str) -> type[_Inert]:
-    return type(name, (_Inert,), {"name": name})
-
-
+# All that a pickle may name, and what stands for it here. numpy 2 renamed its core.
 _MULTIARRAY: Final = ("numpy._core.multiarray", "numpy.core.multiarray")
 _KNOWN: Final[Mapping[tuple[str, str], object]] = {
     **{(module, "_reconstruct"): _Array for module in _MULTIARRAY},
@@ -130,13 +124,12 @@ _KNOWN: Final[Mapping[tuple[str, str], object]] = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Dtype,
     ("collections", "OrderedDict"): dict,
-    ("sklearn.preprocessing._data", "Normalizer"): _inert("Normalizer"),
-    ("sklearn.decomposition._pca", "PCA"): _inert("PCA"),
-    ("sklearn.cluster._kmeans", "KMeans"): _inert("KMeans"),
-    ("pandas.core.indexes.base", "Index"): _inert("Index"),
-    ("pandas.core.indexes.base", "_new_Index"): _inert("Index"),
+    ("sklearn.preprocessing._data", "Normalizer"): _estimator("Normalizer"),
+    ("sklearn.decomposition._pca", "PCA"): _estimator("PCA"),
+    ("sklearn.cluster._kmeans", "KMeans"): _estimator("KMeans"),
+    ("pandas.core.indexes.base", "Index"): _estimator("Index"),
+    ("pandas.core.indexes.base", "_new_Index"): _estimator("Index"),
 }
-"""All that a pickle may name, and what stands for it here."""
 
 
 class _Restricted(pickle._Unpickler):  # noqa: SLF001 (there is no public name for it)
@@ -155,23 +148,22 @@ class _Restricted(pickle._Unpickler):  # noqa: SLF001 (there is no public name f
         """Tell an object its contents, and nothing but our own stand-ins: pickle would set any attribute."""
         state = self.stack.pop()
         place = self.stack[-1]
-        if not isinstance(place, (_Array, _Dtype, _Inert)):
+        if not isinstance(place, (_Array, _Dtype, Estimator)):
             raise _Unknown(f"contents of {type(place).__name__}")
         place.take_state(state)
 
     dispatch[pickle.BUILD[0]] = cast("Callable[[pickle.Unpickler], None]", load_build)
 
 
-def read_pickle(path: Path) -> object:
-    """Read a pickle, of plain values, arrays and :class:`Estimator` objects.
+def read_pickle(raw: bytes, path: str) -> object:
+    """Plain values, arrays and :class:`Estimator` objects of the pickle in the file at `path`.
 
     Raises UsageError for one that names anything else, is damaged or too large.
     """
-    size = path.stat().st_size
-    if size > LARGEST:
-        raise UsageError(f"{path}: found {size} bytes, expected a pickle of at most {LARGEST}")
+    if len(raw) > LARGEST:
+        raise UsageError(f"{path}: found more than {LARGEST} bytes, expected a smaller pickle")
     try:
-        return _plain(_Restricted(io.BytesIO(path.read_bytes())).load(), {})
+        return _plain(_Restricted(io.BytesIO(raw)).load(), {})
     except _Unknown as error:
         named = printable(str(error)[:100])
         raise UsageError(f"{path}: found {named} in it, expected plain values: refused") from error
@@ -180,7 +172,7 @@ def read_pickle(path: Path) -> object:
 
 
 def _plain(value: object, done: dict[int, object]) -> object:
-    """A value with arrays and estimators in the place of what stood for them; what occurs twice is made once."""
+    """A value with arrays in the place of what stood for them; what occurs twice is made once."""
     if isinstance(value, _Array):
         return value.value
     if id(value) in done:
@@ -190,15 +182,13 @@ def _plain(value: object, done: dict[int, object]) -> object:
         plain.update((key, _plain(item, done)) for key, item in value.items())
         return plain
     if isinstance(value, (list, tuple)):
+        # A list may hold itself, and would be followed without end.
         done[id(value)] = None
         done[id(value)] = copied = type(value)(_plain(item, done) for item in value)
         return copied
-    if isinstance(value, _Inert):
-        done[id(value)] = None
-        state = _plain(value.state, done)
-        made = Estimator(value.name, state if isinstance(state, dict) else {})
-        done[id(value)] = made
-        return made
+    if isinstance(value, Estimator):
+        done[id(value)] = value
+        value.take_state(_plain(value.state, done))
     return value
 
 

@@ -200,7 +200,7 @@ OTHER = NNUNET.replace("022", "021").replace("SSA", "PEDs")
         (drops(WEIGHTS), "found nothing for weights"),
         (in_json(WEIGHTS, lambda v: v["BraTS-SSA"].update(SwinUNETR=1.0)), "found a model 'SwinUNETR'"),
         (in_json(WEIGHTS, lambda v: v["BraTS-SSA"].update(MedNeXt=0)), "expected two above 0"),
-        (in_json(WEIGHTS, lambda v: v["BraTS-SSA"].update(MedNeXt="1")), "weights_cv.json: Expected `float`"),
+        (in_json(WEIGHTS, lambda v: v["BraTS-SSA"].update(MedNeXt="1")), 'MedNeXt: found "1", expected a number'),
         (in_json(WEIGHTS, lambda v: v.pop("BraTS-SSA")), "found the tasks .* expected ssa once"),
         (sets("again/" + WEIGHTS, b"{}"), "which differ, expected copies of one file"),
         (in_json(SMALL, lambda v: v["BraTS-SSA"].pop("cluster_7")), "expected the 8 subtypes of the k-means"),
