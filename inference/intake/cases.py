@@ -191,7 +191,8 @@ def _case(identifier: str, paths: Mapping[str, list[Path]], twins: list[str]) ->
     missing = [sequence for sequence in SEQUENCES if sequence not in paths]
     if missing:
         there = _shortened([paths[sequence][0].name for sequence in SEQUENCES if sequence in paths])
-        expected = f"a file for each of {', '.join(SEQUENCES)}"
+        words = ", ".join(word for word, sequence in _ALIASES.items() if sequence in missing)
+        expected = f"a file for each of {', '.join(SEQUENCES)}; names of what is missing end in {words}"
         raise CaseError(identifier, f"missing {' and '.join(missing)}", found=there, expected=expected)
     for same in paths.values():
         _check_regular(identifier, same[0])

@@ -220,7 +220,7 @@ def _parsed(start: bytes, notes: Notes) -> nib.Nifti1Header:
     if not start:  # of a gzip stream of nothing
         raise notes.refusal("empty", found="0 bytes once decompressed", expected="a NIfTI file")
     known = (what for mark, what in _OTHERS.items() if start.startswith(mark))
-    found = next(known, f"a file that begins {start[:8]!r}")
+    found = next(known, f"a file that begins {str(start[:8])[1:]}")
     if start[128:132] == b"DICM":  # after a preamble of any content
         found = "a DICOM file"
     raise notes.refusal("not a NIfTI file", found=found, expected="NIfTI-1 or NIfTI-2")

@@ -347,7 +347,7 @@ CONTENTS = [
     Entry("zeros after gzip", raw(lambda b: b + bytes(512)), "read"),
     Entry("not compressed, named .gz", raw(gzip.decompress), "mended", "t1c: the file is not compressed, unlike"),
     Entry("zero bytes", whole(b""), "refused", "empty", "0 bytes", "a NIfTI file"),
-    Entry("one byte", whole(b"n"), "refused", "not a NIfTI file", "begins b'n'", "NIfTI"),
+    Entry("one byte", whole(b"n"), "refused", "not a NIfTI file", "begins 'n'", "NIfTI"),
     Entry("noise", whole(np.random.default_rng(0).bytes(9999)), "refused", "not a NIfTI file", "begins", "NIfTI-1"),
     Entry("header alone", unpacked(lambda b: b[:348]), "refused", "", "bytes", "bytes"),
     Entry("half a header", unpacked(lambda b: b[:200]), "refused", "truncated", "200 bytes", "a header of 348"),
@@ -493,7 +493,7 @@ GEOMETRY = [
 ]  # fmt: skip
 
 NAMES = [
-    Entry("missing sequence", missing("t2f"), "refused", "missing t2f", "ill-t1n.nii.gz, ill-t1c", "a file for each of"),
+    Entry("missing sequence", missing("t2f"), "refused", "missing t2f", "ill-t1n.nii.gz, ill-t1c", "end in t2f, flair, 0003"),
     Entry("three missing", missing("t1n", "t2w", "t2f"), "refused", "missing t1n and t2w and t2f", "ill-t1c.nii.gz"),
     Entry("empty case folder", missing(*SEQUENCES), "refused", "its folder holds no sequence", "no file", "ill-t1n.nii.gz"),
     Entry("duplicate, .nii beside .nii.gz", beside("ill/ill-t1n.nii"), "refused", "t1n is there 2 times", "ill-t1n.nii", "one file"),
