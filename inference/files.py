@@ -116,10 +116,10 @@ def check_readable(path: Path) -> None:
         raise UsageError(f"{printable(str(path))}: cannot be read (not a regular file)")
 
 
-def check_name(identifier: str, suffix: str = ".nii.gz") -> None:
+def check_name(identifier: str) -> None:
     """Refuse an ID that is not one plain part of a path, here or on another system, or is unsafe in a log (CaseError).
 
-    `suffix` is what follows it in the longest name that is made of it.
+    With `.nii.gz` behind it, it has to be a name that file systems take.
     """
     shown = printable(identifier)
     problem, found, expected = "its name cannot be used", "", "plain text"
@@ -129,7 +129,7 @@ def check_name(identifier: str, suffix: str = ".nii.gz") -> None:
         found = "a slash"
     elif not identifier or identifier.startswith("."):  # hidden, and `..` leads out of the folder
         found = "a leading dot" if identifier else "no character"
-    elif (size := len(os.fsencode(identifier + suffix))) > _LONGEST_NAME:
+    elif (size := len(os.fsencode(identifier + ".nii.gz"))) > _LONGEST_NAME:
         problem, found = "its name is too long for the result", f"{size} bytes"
         expected = f"at most {_LONGEST_NAME}"
     if found:

@@ -122,50 +122,41 @@ def library_versions() -> dict[str, str]:
     return versions
 
 
-def available_threads(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+def available_threads(root: Path = Path("/")) -> int:
     """Cores that this process may keep busy: by its affinity, the quota of its cgroup (v2 or v1), and
-    `OMP_NUM_THREADS` where that is a number.
+    `OMP_NUM_THREADS` where that is a number. Here and below, /proc and /sys are looked for under `root`.
     """
     # Not os.cpu_count(), which in a container is that of the whole machine.
     threads = len(os.sched_getaffinity(0))
     with suppress(ValueError):
         threads = min(threads, int(os.environ.get("OMP_NUM_THREADS", threads)))
-    for folder in _cgroup_folders(cgroup, "cpu", own):
+    for folder in _cgroup_folders(root, "cpu"):
         quota = _quota(folder)
         if quota is not None:
             threads = min(threads, int(quota))
     return max(1, threads)
 
 
-def available_memory(
-    cgroup: Path = Path("/sys/fs/cgroup"),
-    meminfo: Path = Path("/proc/meminfo"),
-    own: Path = Path("/proc/self/cgroup"),
-) -> int | None:
+def available_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may use: the machine's memory, or less where a cgroup (v2 or v1) limits it."""
     limits = [
         limit
-        for folder in _cgroup_folders(cgroup, "memory", own)
+        for folder in _cgroup_folders(root, "memory")
         for name, _, _ in _MEMORY_FILES
         if (limit := _read(folder / name, int)) is not None
     ]
-    total = machine_memory(meminfo)
-    if total is not None:
+    if total := machine_memory(root):
         limits.append(total)
-    return min(limits) if limits else None
+    return min(limits, default=None)
 
 
-def free_memory(
-    cgroup: Path = Path("/sys/fs/cgroup"),
-    meminfo: Path = Path("/proc/meminfo"),
-    own: Path = Path("/proc/self/cgroup"),
-) -> int | None:
+def free_memory(root: Path = Path("/")) -> int | None:
     """Bytes that this process may still take, by the machine, its cgroups (v2 or v1) and `ulimit -v`; None if unknown.
 
     A cgroup's usage counts files that were read and that the kernel lets go of when it needs room: these are free.
     """
-    free = []
-    for folder in _cgroup_folders(cgroup, "memory", own):
+    free, meminfo = [], root / "proc/meminfo"
+    for folder in _cgroup_folders(root, "memory"):
         for limit_file, usage_file, files_key in _MEMORY_FILES:
             limit, usage = _read(folder / limit_file, int), _read(folder / usage_file, int)
             if limit is not None and usage is not None:
@@ -176,8 +167,7 @@ def free_memory(
         # Swap is slow, but a case that is slow is better than one that fails.
         swap = _read(meminfo, partial(_labelled, key="SwapFree:")) or 0
         free.append((available + swap) * 1024)
-    address_space = free_address_space()
-    if address_space is not None:
+    if (address_space := free_address_space()) is not None:
         free.append(address_space)
     return max(0, min(free)) if free else None
 
@@ -235,9 +225,10 @@ def give_memory_back() -> None:
             set_option(option, _MIB)
 
 
-def machine_memory(meminfo: Path = Path("/proc/meminfo")) -> int | None:
+def machine_memory(root: Path = Path("/")) -> int | None:
     """Bytes of memory of the machine, whoever may use them; None if it cannot be told."""
-    return _read(meminfo, lambda text: int(text.partition("MemTotal:")[2].split()[0]) * 1024)
+    kilobytes = _read(root / "proc/meminfo", partial(_labelled, key="MemTotal:"))
+    return None if kilobytes is None else kilobytes * 1024
 
 
 def scratch_folder(usual: Sequence[str] = ("/tmp", "/var/tmp", "/usr/tmp")) -> str | None:  # noqa: S108 (only looked at)
@@ -247,15 +238,18 @@ def scratch_folder(usual: Sequence[str] = ("/tmp", "/var/tmp", "/usr/tmp")) -> s
     return next((folder for folder in folders if os.path.isdir(folder) and os.access(folder, os.W_OK | os.X_OK)), None)  # noqa: PTH112 (never raises)
 
 
-def _cgroup_folders(root: Path, controller: str, own: Path) -> list[Path]:
+def _cgroup_folders(root: Path, controller: str) -> list[Path]:
     """Folders that may hold this process's limits: the roots of v2 and v1, and its own groups below them."""
-    folders = [root, root / controller]
-    for line in _read(own, str.splitlines) or []:
+    top = root / "sys/fs/cgroup"
+    folders = [top, top / controller]
+    # A line of v1 names its controllers (`4:memory,cpu:/docker/abc`), that of v2 none (`0::/job`). A limit counts for
+    # all groups below it, so that those above are asked, too.
+    for line in _read(root / "proc/self/cgroup", str.splitlines) or []:
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        base = root if not controllers else root / controller
+        base = top if not controllers else top / controller
         if not controllers or controller in controllers.split(","):
             place = base / path.lstrip("/")
-            folders += [place, *(parent for parent in place.parents if parent.is_relative_to(root))]
+            folders += [place, *(parent for parent in place.parents if parent.is_relative_to(top))]
     return folders
 
 

@@ -127,10 +127,10 @@ def convert(value: object, kind: type[T], error: type[GliomaError], file: str) -
     return found
 
 
-def to_json(value: object, indent: int = 1) -> bytes:
+def to_json(value: object) -> bytes:
     """The bytes of a JSON file: keys in the order of the types, numbers finite (ValueError), a newline at the end."""
     plain = msgspec.to_builtins(value, str_keys=True)
-    return (json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
+    return (json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8", "replace")
 
 
 def _read(path: Path, error: type[GliomaError], file: str, limit: int = SIZE_LIMIT) -> bytes:

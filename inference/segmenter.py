@@ -108,7 +108,7 @@ def _as_file(sequence: SequenceLike, name: str, folder: Path) -> Path:
     if isinstance(sequence, tuple):
         if len(sequence) != 2 or np.shape(sequence[1]) != (4, 4):
             raise UsageError(f"{name}: expected a pair of an array and its 4 × 4 affine")
-        # float32 holds every value that scans have exactly; NIfTI has no 64-bit integers that all readers take.
+        # float32, as every sequence is in memory: an array may be of a type that NIfTI has not, such as float16.
         sequence = nib.Nifti1Image(np.asarray(sequence[0], np.float32), np.asarray(sequence[1], np.float64))
     if isinstance(sequence, nib.spatialimages.SpatialImage):
         path = folder / f"{name}.nii"

@@ -210,10 +210,10 @@ def _check_regular(identifier: str, path: Path) -> None:
         raise Notes(identifier, path.name).refusal("not a file", found=kind, expected="a NIfTI file")
 
 
-def _shortened(names: list[str], most: int = 4) -> str:
-    """Names on one line, the first few of them."""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(map(printable, names[:most])) + rest
+def _shortened(names: list[str]) -> str:
+    """Names on one line, the first four of them."""
+    rest = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(map(printable, names[:4])) + rest
 
 
 def digest_scans(case: Case) -> str:

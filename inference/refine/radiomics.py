@@ -18,12 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.boxes import Box, bounding_box
-from inference.errors import BundleError
 from inference.labels import SEQUENCES
 from inference.refine.components import largest_component
 from inference.refine.shape import shape_features
 from inference.refine.texture import intensity_features
-from inference.schema import Mismatch, Positive, convert, mismatch
+from inference.schema import Mismatch, Positive
 
 # Names as pyradiomics has them, in the order of its extractor, which is that of its methods' names: so comes
 # MeanAbsoluteDeviation (`getMeanAbsoluteDeviationFeatureValue`) before Mean.
@@ -115,24 +114,6 @@ class NoFeatures:
 
     reason: str
     """Why, in one line."""
-
-
-class _Stored(msgspec.Struct):
-    extraction: ExtractionSettings
-
-
-def parse_settings(value: object, file: str) -> ExtractionSettings:
-    """The settings under the key `extraction` of a bundle's `file`; :class:`BundleError` names what is wrong."""
-    return convert({"extraction": value}, _Stored, BundleError, file).extraction
-
-
-def check_feature_names(names: tuple[str, ...], file: str) -> None:
-    """Raise :class:`BundleError` unless a bundle's features are the ones of this module, in its order."""
-    if len(names) != len(FEATURE_NAMES):
-        raise mismatch(file, "features", len(names), f"{len(FEATURE_NAMES)} names", BundleError)
-    for index, (found, expected) in enumerate(zip(names, FEATURE_NAMES, strict=True)):
-        if found != expected:
-            raise mismatch(file, f"features[{index}]", found, expected, BundleError)
 
 
 def extract_features(

@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.tables import SubtypeTables
-from inference.refine.radiomics import FEATURE_NAMES, ExtractionSettings, check_feature_names, parse_settings
+from inference.errors import BundleError
+from inference.refine.radiomics import FEATURE_NAMES, ExtractionSettings
+from inference.schema import convert, mismatch
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,24 @@ class SubtypeModel:
         return values
 
 
-def subtype_model(tables: SubtypeTables, file: str = "subtypes.json") -> SubtypeModel:
-    """The model in a bundle's tables, whose shapes are checked already.
+class _Stored(msgspec.Struct):
+    extraction: ExtractionSettings
 
-    Raises :class:`BundleError`, naming `file`, where the features or their settings are not ones that can be extracted.
+
+def subtype_model(tables: SubtypeTables) -> SubtypeModel:
+    """The model in the tables of a bundle's `subtypes.json`, whose shapes are checked already.
+
+    Raises :class:`BundleError` where the features or their settings are not ones that can be extracted.
     """
+    file, count = "subtypes.json", len(FEATURE_NAMES)
     # Centroids are arrays without names: features in another order would give some subtype all the same.
-    check_feature_names(tables.features, file)
-    return SubtypeModel(parse_settings(tables.extraction, file), tables.scaling, **tables.arrays)
+    if len(tables.features) != count:
+        raise mismatch(file, "features", len(tables.features), f"{count} names", BundleError)
+    for index, (found, expected) in enumerate(zip(tables.features, FEATURE_NAMES, strict=True)):
+        if found != expected:
+            raise mismatch(file, f"features[{index}]", found, expected, BundleError)
+    stored = convert({"extraction": tables.extraction}, _Stored, BundleError, file)
+    return SubtypeModel(stored.extraction, tables.scaling, **tables.arrays)
 
 
 def subtype_tables(model: SubtypeModel) -> SubtypeTables:

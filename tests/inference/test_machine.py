@@ -41,7 +41,7 @@ def test_threads_are_the_affinity_or_the_quota(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    write(tmp_path, files)
+    write(tmp_path / "sys/fs/cgroup", files)
     assert available_threads(tmp_path) == expected
 
 
@@ -65,9 +65,9 @@ def test_threads_are_no_more_than_the_environment_wishes(
     ],
 )
 def test_memory_is_the_machines_or_the_limit(tmp_path: Path, files: dict[str, str], expected: int) -> None:
-    (tmp_path / "meminfo").write_text(MEMINFO)
-    write(tmp_path / "cgroup", files)
-    assert available_memory(tmp_path / "cgroup", tmp_path / "meminfo") == expected
+    write(tmp_path, {"proc/meminfo": MEMINFO})
+    write(tmp_path / "sys/fs/cgroup", files)
+    assert available_memory(tmp_path) == expected
 
 
 OWN = ["0::/user slice/of: mine\n", "4:memory,cpu:/docker/abc\n1:name=systemd:/x\n0::/\n", "nonsense\n\n:\n"]
@@ -89,11 +89,10 @@ def test_the_limits_of_its_own_group_and_of_those_above_count(
 ) -> None:
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: set(range(8)))
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    (tmp_path / "meminfo").write_text(MEMINFO)
-    (tmp_path / "own").write_text(own)
-    write(tmp_path / "cgroup", LIMITS)
-    assert available_memory(tmp_path / "cgroup", tmp_path / "meminfo", tmp_path / "own") == memory
-    assert available_threads(tmp_path / "cgroup", tmp_path / "own") == threads
+    write(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": own})
+    write(tmp_path / "sys/fs/cgroup", LIMITS)
+    assert available_memory(tmp_path) == memory
+    assert available_threads(tmp_path) == threads
 
 
 def test_temporary_files_go_where_they_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +108,7 @@ def test_temporary_files_go_where_they_can_be_written(tmp_path: Path, monkeypatc
 
 
 def test_memory_may_be_unknown(tmp_path: Path) -> None:
-    assert available_memory(tmp_path, tmp_path / "nothing") is None
+    assert available_memory(tmp_path) is None
 
 
 def test_this_machine_has_what_the_project_needs() -> None:

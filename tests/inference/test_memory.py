@@ -59,20 +59,20 @@ def made_up(folder: Path, files: dict[str, str]) -> None:
     ],
 )
 def test_what_is_free_in_a_made_up_hierarchy(tmp_path: Path, own: str, files: dict[str, str], expected: int) -> None:
-    made_up(tmp_path / "cgroup", files)
-    made_up(tmp_path, {"meminfo": MEMINFO, "own": own})
-    assert free_memory(tmp_path / "cgroup", tmp_path / "meminfo", tmp_path / "own") == expected * KIB
+    made_up(tmp_path / "sys/fs/cgroup", files)
+    made_up(tmp_path, {"proc/meminfo": MEMINFO, "proc/self/cgroup": own})
+    assert free_memory(tmp_path) == expected * KIB
 
 
 def test_without_anything_to_read_it_is_unknown(tmp_path: Path) -> None:
-    assert free_memory(tmp_path, tmp_path / "no", tmp_path / "no") is None
+    assert free_memory(tmp_path) is None
 
 
 def test_address_space_counts() -> None:
     program = (
         "import resource; from pathlib import Path; from inference.machine import free_memory\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, resource.RLIM_INFINITY))\n"
-        "print(free_memory(Path('/no'), Path('/no'), Path('/no')))"
+        "print(free_memory(Path('/no')))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert 2**29 < int(done.stdout) < 2**30

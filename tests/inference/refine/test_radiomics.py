@@ -3,7 +3,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-import msgspec
 import nibabel
 import numpy as np
 import pytest
@@ -11,7 +10,6 @@ import SimpleITK
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from inference.errors import BundleError
 from inference.labels import SEQUENCES
 from inference.refine.components import largest_component
 from inference.refine.radiomics import (
@@ -20,9 +18,7 @@ from inference.refine.radiomics import (
     Bins,
     ExtractionSettings,
     NoFeatures,
-    check_feature_names,
     extract_features,
-    parse_settings,
 )
 
 SPACING = (1.0, 1.0, 1.0)
@@ -189,35 +185,3 @@ def test_undefined_features_are_no_features(monkeypatch: pytest.MonkeyPatch) -> 
     data, tumour = synthetic()
     features = extract_features(data, tumour, SPACING, PRESETS["brain"])
     assert features == NoFeatures("4 features are undefined, t1n_glcm_MCC first")
-
-
-@pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS)
-def test_settings_survive_json(settings: ExtractionSettings) -> None:
-    assert parse_settings(msgspec.to_builtins(settings), "subtypes.json") == settings
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"statistics": "tumour"}, 'extraction.statistics: found "tumour", expected one of brain, image'),
-        ({"bins": {"width": 0}}, "extraction.bins.width: found 0, expected a number above 0"),
-        ({"bins": {}}, "extraction.bins: found {}, expected either a width or a count"),
-        ({"bins": {"count": 2.5}}, "extraction.bins.count: found 2.5"),
-        ({"bins": {"count": 32, "width": 25}}, 'extraction.bins: found {"width": 25.0, "count": 32}, expected either'),
-        ({"bins": {"widht": 25}}, "extraction.bins.widht: found an unknown key"),
-        ({"smallest_tumour_voxels": 0}, "extraction.smallest_tumour_voxels: found 0"),
-        ({"wavelet": True}, "extraction.wavelet: found an unknown key"),
-    ],
-)
-def test_settings_are_checked_key_by_key(change: dict[str, object], message: str) -> None:
-    with pytest.raises(BundleError, match=r"subtypes\.json") as caught:
-        parse_settings({**msgspec.to_builtins(PRESETS["paper"]), **change}, "subtypes.json")
-    assert message in str(caught.value)
-
-
-def test_feature_names_are_checked() -> None:
-    check_feature_names(FEATURE_NAMES, "subtypes.json")
-    with pytest.raises(BundleError, match="found 385, expected 386 names"):
-        check_feature_names(FEATURE_NAMES[1:], "subtypes.json")
-    with pytest.raises(BundleError, match=r'features\[0\]: found "shape_Flatness", expected shape_Elongation'):
-        check_feature_names((FEATURE_NAMES[1], FEATURE_NAMES[0], *FEATURE_NAMES[2:]), "subtypes.json")

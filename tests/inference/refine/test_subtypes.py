@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from sklearn.preprocessing import Normalizer, StandardScaler
 
 from inference.bundle.tables import parse_subtypes, subtypes_to_json
 from inference.errors import BundleError
-from inference.refine.radiomics import FEATURE_NAMES, PRESETS
+from inference.refine.radiomics import FEATURE_NAMES, PRESETS, ExtractionSettings
 from inference.refine.subtypes import SubtypeModel, subtype_model, subtype_tables
+from inference.schema import to_json
 
 
 def tumours(count: int, seed: int = 0) -> NDArray[np.float64]:
@@ -69,11 +71,45 @@ def test_what_a_bundle_stores_gives_the_same_model(scaling: str) -> None:
         np.testing.assert_equal(getattr(again, field.name), getattr(model, field.name))
 
 
-def test_features_that_cannot_be_extracted_are_refused() -> None:
+@pytest.mark.parametrize("settings", PRESETS.values(), ids=PRESETS)
+def test_settings_survive_json(settings: ExtractionSettings) -> None:
+    stored = subtype_tables(dataclasses.replace(fitted("l2")[0], extraction=settings))
+    assert (
+        subtype_model(dataclasses.replace(stored, extraction=json.loads(to_json(stored.extraction)))).extraction
+        == settings
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"statistics": "tumour"}, 'extraction.statistics: found "tumour", expected one of brain, image'),
+        ({"bins": {"width": 0}}, "extraction.bins.width: found 0, expected a number above 0"),
+        ({"bins": {}}, "extraction.bins: found {}, expected either a width or a count"),
+        ({"bins": {"count": 2.5}}, "extraction.bins.count: found 2.5"),
+        ({"bins": {"count": 32, "width": 25}}, 'extraction.bins: found {"width": 25.0, "count": 32}, expected either'),
+        ({"bins": {"widht": 25}}, "extraction.bins.widht: found an unknown key"),
+        ({"smallest_tumour_voxels": 0}, "extraction.smallest_tumour_voxels: found 0"),
+        ({"wavelet": True}, "extraction.wavelet: found an unknown key"),
+    ],
+)
+def test_settings_are_checked_key_by_key(change: dict[str, object], message: str) -> None:
     stored = subtype_tables(fitted("l2")[0])
-    renamed = dataclasses.replace(stored, features=("shape_Colour", *FEATURE_NAMES[1:]))
-    with pytest.raises(BundleError, match=r'fold_subtypes\.json: features\[0\]: found "shape_Colour"'):
-        subtype_model(renamed, "fold_subtypes.json")
-    other_settings = dataclasses.replace(stored, extraction={**stored.extraction, "statistics": "tumour"})
-    with pytest.raises(BundleError, match=r"subtypes\.json: extraction\.statistics"):
-        subtype_model(other_settings)
+    with pytest.raises(BundleError, match=r"subtypes\.json") as caught:
+        subtype_model(dataclasses.replace(stored, extraction={**stored.extraction, **change}))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (FEATURE_NAMES[1:], "features: found 385, expected 386 names"),
+        (("shape_Colour", *FEATURE_NAMES[1:]), 'features[0]: found "shape_Colour", expected shape_Elongation'),
+        ((FEATURE_NAMES[1], FEATURE_NAMES[0], *FEATURE_NAMES[2:]), 'features[0]: found "shape_Flatness"'),
+    ],
+)
+def test_features_are_checked_name_by_name(names: tuple[str, ...], message: str) -> None:
+    stored = subtype_tables(fitted("l2")[0])
+    with pytest.raises(BundleError, match=r"subtypes\.json") as caught:
+        subtype_model(dataclasses.replace(stored, features=names))
+    assert message in str(caught.value)
