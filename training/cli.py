@@ -31,9 +31,9 @@ SNAKEFILE = Path(__file__).with_name("Snakefile")
 
 def _cases(config: RunConfig, work: Path, _: argparse.Namespace) -> None:
     """List the cases of every source."""
-    from training.data.datasets import list_cases, with_contents, write_cases
+    from training.data.datasets import list_cases, with_contents, write_json
 
-    write_cases(with_contents(list_cases(config), config), work / "cases.json")
+    write_json(with_contents(list_cases(config), config), work / "cases.json")
 
 
 def _folds(config: RunConfig, work: Path, arguments: argparse.Namespace) -> None:

@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
 from training.config import DatasetConfig, RunConfig, SourceConfig, load_config
-from training.data.datasets import list_cases, load_labels, write_cases
+from training.data.datasets import list_cases, load_labels, write_json
 from training.data.phantoms import make_phantom
 from training.data.stratify import stratify
 from training.fit.predict import prediction_path
@@ -45,7 +45,7 @@ def fabricate(work: Path, cases: int = 6, *, scratch: bool = True) -> RunConfig:
         write_scan(f"BraTS-SSA-{number:05d}-000", number, work / "scans")
     config = configuration(work)
     entries = list_cases(config)
-    write_cases(entries, work / "cases.json")
+    write_json(entries, work / "cases.json")
     stratify(config, work)
     for stage in ("Dataset001_pretraining", "Dataset002_finetuning"):
         for name in ("NnUNetRegionTrainer__nnunet__3d_fullres", "MedNeXtRegionTrainer__mednext__3d_fullres"):

@@ -61,7 +61,6 @@ def _exported(model: Model, scratch: Path) -> Model:
     for fold in model.folds:
         networks[fold] = scratch / f"{model.name}_fold_{fold}.xml"
         try:
-            # In files, since OpenVINO writes and reads nothing else.
             export_network(model.architecture, heads_of(model), model.tensors(fold), networks[fold])
         except UnsupportedGraphError as error:
             raise UsageError(f"{model.name}: {error}: it runs on torch alone, and cannot be exported") from error

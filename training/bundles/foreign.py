@@ -27,7 +27,7 @@ _CHANNELS: Final[Mapping[str, str]] = {
     "t2w": "t2w", "t2": "t2w",
     "t2f": "t2f", "flair": "t2f", "t2flair": "t2f",
 }  # fmt: skip
-# The same for labels. BraTS called NCR "NCR/NET" until 2021, and "NETC" from 2024 on.
+# The same for labels. BraTS called NCR "NCR/NET" in its first years, and "NETC" in 2024.
 _LABELS: Final[Mapping[str, str]] = {
     "ncr": "NCR", "netc": "NCR", "ncrnet": "NCR", "necrosis": "NCR", "necrotic": "NCR", "necroticcore": "NCR",
     "necrotictumorcore": "NCR", "necrotictumourcore": "NCR", "nonenhancingtumorcore": "NCR",

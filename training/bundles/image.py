@@ -295,7 +295,7 @@ def _docker_layers(outer: _Outer) -> tuple[str, list[Layer]] | None:
 def _oci_layers(outer: _Outer) -> tuple[str, list[Layer]]:
     """Identity and layers of an OCI archive of one image."""
     index, _ = outer.json("index.json", _Index)
-    # An index may name a further one, that of an image for several platforms. Nobody writes more than one in another.
+    # An index may name a further one, as for several platforms. Four are more than anybody writes, and no endless loop.
     for _depth in range(4):
         if index.manifests is None:
             break

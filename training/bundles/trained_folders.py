@@ -32,7 +32,7 @@ NNUNET_FILE: Final = "checkpoint_final.pth"
 """What nnU-Net v2 calls the checkpoint of a finished training."""
 MEDNEXT_FILE: Final = "model_final_checkpoint.model"
 """What nnU-Net v1, and so mednextv1, calls it."""
-# mednextv1's trainers fix patch and spacing, whatever the plans say; brains are standardised over the brain alone.
+# Patch and spacing of the MedNeXt paper, for every data set. nnU-Net standardises brains over the brain alone.
 _DEFAULT_PLANS: Final = OldPlans((), (128, 128, 128), (1.0, 1.0, 1.0), (True,) * len(SEQUENCES))
 
 

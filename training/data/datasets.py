@@ -122,11 +122,6 @@ def labels_of(case: str, folder: Path) -> Path:
     )
 
 
-def write_cases(entries: list[CaseEntry], path: Path) -> None:
-    """Freeze the list of cases."""
-    write_json(entries, path)
-
-
 def with_contents(entries: list[CaseEntry], config: RunConfig) -> list[CaseEntry]:
     """The same cases, each with what its files hold now; CaseError or :class:`SeveralErrors` for unreadable ones."""
     return list(Workers().map(lambda entry: replace(entry, made_from=digest_case(entry, config)), entries))
@@ -153,7 +148,7 @@ def follow_changes(config: RunConfig, path: Path) -> None:
     for name in changed:
         log.warning("%s: changed since the run began; what comes of it is made anew", name)
     if current != listed:
-        write_cases(current, path)
+        write_json(current, path)
     # A list of before contents were recorded gets them, and nothing has to be made anew: Snakemake goes by times.
     if not changed:
         os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))

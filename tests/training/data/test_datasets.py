@@ -22,8 +22,8 @@ from training.data.datasets import (
     patient_of,
     read_cases,
     with_contents,
-    write_cases,
     write_dataset,
+    write_json,
 )
 from training.data.phantoms import make_phantom, write_phantom
 from training.data.stratify import reference_features
@@ -237,7 +237,7 @@ def test_a_run_follows_what_its_cases_have_become(config, tmp_path, caplog):
     path = tmp_path / "cases.json"
     follow_changes(config, path)
     assert not path.exists()
-    write_cases(list_cases(config), path)  # as before contents were recorded
+    write_json(list_cases(config), path)  # as before contents were recorded
     os.utime(path, ns=(1, 1))
     follow_changes(config, path)
     assert all(entry.made_from for entry in read_cases(path))
@@ -254,7 +254,7 @@ def test_a_run_follows_what_its_cases_have_become(config, tmp_path, caplog):
 
 def test_cases_that_came_are_told_and_those_that_went_are_refused(config, tmp_path, caplog):
     path = tmp_path / "cases.json"
-    write_cases(with_contents(list_cases(config)[1:], config), path)
+    write_json(with_contents(list_cases(config)[1:], config), path)
     follow_changes(config, path)
     assert f"{FIRST}: added since the run began" in caplog.text
     for file in scan(config, SECOND).parent.iterdir():

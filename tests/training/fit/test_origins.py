@@ -12,7 +12,7 @@ import pytest
 from inference.errors import SeveralErrors
 from inference.predict.ensemble import RegionProbabilities
 from tests.training.fabricated import configuration, write_scan
-from training.data.datasets import list_cases, write_cases, write_dataset, write_json
+from training.data.datasets import list_cases, write_dataset, write_json
 from training.fit import predict as predicting
 from training.fit import train as training
 from training.fit.predict import predict_fold, prediction_path
@@ -29,7 +29,7 @@ def template(tmp_path_factory):
     for number, case in enumerate(CASES):
         write_scan(case, number, work / "scans")
     config = configuration(work)
-    write_cases(list_cases(config), work / "cases.json")
+    write_json(list_cases(config), work / "cases.json")
     write_json({"folds": {case: number for number, case in enumerate(CASES)}}, work / "folds.json")
     for stage in config.stages:
         write_dataset(config, stage, list_cases(config), work / "nnunet" / "raw")
@@ -46,7 +46,7 @@ def run(template, tmp_path):
     work = tmp_path / "work"
     shutil.copytree(template, work)
     config = configuration(work)
-    write_cases(list_cases(config), work / "cases.json")
+    write_json(list_cases(config), work / "cases.json")
     return config, work
 
 

@@ -16,7 +16,7 @@ import torch
 from inference.errors import BundleError, UsageError
 from training.bundles.freeze import all_folds
 from training.config import load_config, settle_config
-from training.data.datasets import CaseEntry, dataset_description, dataset_name, write_cases, write_json
+from training.data.datasets import CaseEntry, dataset_description, dataset_name, write_json
 from training.data.stratify import kept_folds
 from training.fit import devices
 from training.fit.planning import ancestor_plans, model_plans
@@ -231,7 +231,7 @@ def test_a_bundle_tells_the_folds_of_its_ancestors_and_who_always_trained(tmp_pa
     """Of the ancestor's three patients one has a second time point here, which trains in every fold."""
     config = ancestor_with(tmp_path / "bundle", {"a-000": 1, "b-000": 0}, {"a-000": "a", "b-000": "b"})
     write_json({"folds": {"new": 4}, "patients": {"new": "new"}}, tmp_path / "folds.json")
-    write_cases(
+    write_json(
         [
             CaseEntry("new", "site", "new", ""),
             CaseEntry("b-001", "adult", "b", "", in_folds=False),
@@ -251,7 +251,7 @@ def test_a_bundle_tells_the_folds_of_its_ancestors_and_who_always_trained(tmp_pa
 def test_shares_of_sources_are_divided_among_their_cases(tmp_path):
     config = load_config(CONFIGS / "embedded.yaml")
     sources = {"a1": "ssa", "a2": "ssa", "a3": "ssa", "b1": "gli", "c1": "glioma", "c2": "glioma"}
-    write_cases([CaseEntry(case, source, case, "") for case, source in sources.items()], tmp_path / "cases.json")
+    write_json([CaseEntry(case, source, case, "") for case, source in sources.items()], tmp_path / "cases.json")
     labels = tmp_path / "nnunet" / "raw" / dataset_name("finetuning") / "labelsTr"
     labels.mkdir(parents=True)
     for case in sources:
@@ -278,7 +278,7 @@ def test_one_pretraining_serves_all_folds_where_no_case_of_it_is_in_one():
 def test_a_fold_without_a_case_is_refused(tmp_path):
     config = replace(load_config(CONFIGS / "smoke.yaml"), folds=3)
     entries = [CaseEntry(name, "phantom", name, "") for name in ("a", "b")]
-    write_cases(entries, tmp_path / "cases.json")
+    write_json(entries, tmp_path / "cases.json")
     write_json({"folds": {"a": 0, "b": 2}}, tmp_path / "folds.json")
     for stage in config.stages:
         labels = tmp_path / "nnunet" / "raw" / dataset_name(stage) / "labelsTr"
