@@ -29,6 +29,7 @@ ORIENTATIONS: Final = ("RAS", "LPS")
 """Orientations that the arrays which networks see can have; what is trained here is RAS."""
 AXES: Final = "zyx"
 """Axis order of the arrays that networks see; this program knows no other."""
+# Stated in every bundle, so that networks whose regions mean something else are never read by this rule.
 LABEL_RULE: Final[Mapping[str, object]] = {
     "regions": list(REGIONS),
     "labels": [int(Label.ED), int(Label.NCR), int(Label.ET)],
@@ -170,7 +171,7 @@ def _check(manifest: Manifest) -> None:
         zone = datetime.fromisoformat(manifest.created).tzinfo
     except ValueError:
         zone = None
-    if zone is None:
+    if zone is None:  # which of two bundles is newer has one answer on any machine
         raise Mismatch("created", manifest.created, "a date and time with time zone (ISO 8601)")
     if manifest.sequences != SEQUENCES:
         raise Mismatch("sequences", list(manifest.sequences), ", ".join(SEQUENCES))

@@ -223,6 +223,7 @@ def load_bundle(path: Path) -> Bundle:
     Manifest and tables key by key, then the set of files, their sizes and SHA-256; BundleError names what is off.
     Weights are read later, by :meth:`Model.tensors`.
     """
+    # The manifest and its seal first, then all files by its hashes, and only then what they say.
     manifest, digest = read_manifest(path)
     _verify_files(path, manifest.files)
     subtypes = load_subtypes(path, manifest, "subtypes")
