@@ -261,7 +261,7 @@ def _check_statements(header: nib.Nifti1Header, affine: NDArray[np.float64], not
     stated, edges = np.asarray(header["pixdim"][1:4], np.float64), np.linalg.norm(affine[:3, :3], axis=0)
     if not np.all(np.abs(stated - edges) <= _SAME_SIZE * edges):
         sizes = " × ".join(f"{size:.4g}" for size in stated)
-        notes.warnings.append(f"pixdim states voxels of {sizes} mm, against the affine, which was used")
+        notes.warnings.append(f"pixdim states voxels of {sizes} mm, the affine others: the affine was used")
     unit = _UNITS.get(int(header["xyzt_units"]) & 0x07)
     if unit:
         notes.warnings.append(f"xyzt_units says {unit}: taken as mm")

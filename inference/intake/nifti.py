@@ -87,7 +87,7 @@ def open_image(path: Path, case: str, *, fewest: int = _FEWEST_VOXELS) -> Image:
         length = os.fstat(file.fileno()).st_size
         start, compressed = _first_bytes(file, notes)
     if compressed != (path.suffix.lower() == ".gz"):
-        notes.repairs.append(f"the file is {'' if compressed else 'not '}compressed, unlike its name says")
+        notes.repairs.append(f"the file is {'' if compressed else 'not '}compressed, although its name says otherwise")
     header = _parsed(start, notes)
     shape = _shape(header, fewest, notes)
     dtype = _dtype(header, notes)
