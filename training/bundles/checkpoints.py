@@ -131,6 +131,7 @@ def _check_numbers(tensor: Tensor, name: str) -> None:
     """Refuse a tensor that is no plain array of numbers which stay finite in float32."""
     import torch
 
+    # All of these pass torch's restricted reader.
     kind = str(tensor.dtype).removeprefix("torch.")
     if tensor.layout is not torch.strided:
         kind = "sparse"

@@ -261,14 +261,14 @@ def _numbers(value: object) -> list[float]:
 def in_our_order(
     tensors: Mapping[str, FloatArray], architecture: Mapping[str, object], conventions: Conventions
 ) -> dict[str, FloatArray]:
-    """A deployed network's tensors with input channels and outputs in a bundle's order, which is exact."""
+    """A deployed network's tensors with input channels and outputs in a bundle's order."""
     family = architecture_name(architecture)
     stem = {
         "PlainConvUNet": "encoder.stages.0.0.convs.0.conv.weight",
         "ResidualEncoderUNet": "encoder.stem.convs.0.conv.weight",
         "MedNeXt": "stem.weight",
     }[family]
-    # Which channels a convolution adds up in which order is all the same, so that moving its weights changes nothing.
+    # A convolution adds up its channels: in another order the sum is the same, but for rounding.
     taken = {stem: (conventions.channels, 1)}
     for name in tensors:
         if re.fullmatch(r"decoder\.seg_layers\.\d+\.(weight|bias)|out_0\.conv_out\.bias", name):
