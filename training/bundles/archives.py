@@ -41,7 +41,7 @@ ZSTD: Final = b"\x28\xb5\x2f\xfd"
 # Whiteouts of the OCI image specification: `.wh.NAME` deletes NAME of the layers below, the opaque one all of a folder.
 _WHITEOUT: Final = ".wh."
 _OPAQUE: Final = ".wh..wh..opq"
-# The standard library's readers raise all of these for archives that are damaged; the fuzz test found them.
+# The standard library's readers raise all of these for damaged archives; the fuzz test shows where one is missing.
 DAMAGED: Final = (
     tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, ValueError, KeyError,
     IndexError, OverflowError, RecursionError, NotImplementedError, RuntimeError, gzip.BadGzipFile,

@@ -9,7 +9,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from inference.bundle.store import Bundle, Model, load_bundle
+from inference.bundle.store import Model, load_bundle
 from inference.bundle.writing import contents_of, write_bundle
 from inference.errors import ExitStatus, UsageError
 from inference.predict.engines.base import heads_of
@@ -22,18 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Write the bundle."""
-    export_openvino(arguments.bundle, arguments.output)
-    return ExitStatus.OK
-
-
-def export_openvino(source: Path, target: Path) -> Bundle:
-    """Write to `target` the bundle in `source` with its networks as OpenVINO IR, all else as it is.
+    """Write a bundle again with its networks as OpenVINO IR, all else as it is.
 
     Weights keep their precision. The manifest's ancestry names the bundle that was exported, by name, version and
     SHA-256. Raises UsageError for a bundle that is exported already or has a network without a graph, BundleError for
     one that is damaged.
     """
+    source, target = arguments.bundle, arguments.output
     bundle = load_bundle(source)
     # The networks are read from the source while the target is written.
     if os.path.realpath(target) == os.path.realpath(source):
@@ -49,7 +44,8 @@ def export_openvino(source: Path, target: Path) -> Bundle:
             ancestry=(*manifest.provenance.ancestry, f"{manifest.name} {manifest.version} sha256 {bundle.digest}"),
             libraries={**manifest.provenance.libraries, "openvino": version("openvino")},
         )
-        return write_bundle(target, replace(contents, models=models, provenance=provenance))
+        write_bundle(target, replace(contents, models=models, provenance=provenance))
+    return ExitStatus.OK
 
 
 def _exported(model: Model, scratch: Path) -> Model:

@@ -126,7 +126,7 @@ def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEn
 
     `largest_difference` is in probability, `dice_<region>` between the two label maps.
     """
-    # One case shows rounding as well as many, and each costs two predictions of every model.
+    # One case stands for all: each costs two predictions of every model.
     data, _ = load_case(next(entry for entry in entries if entry.in_folds), config)
     engine = open_engine("torch", "cpu")
     agreement = {"largest_difference": 0.0} | {f"dice_{region}": 1.0 for region in REGIONS}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from inference.bundle.manifest import DECISIONS, ORIENTATIONS, Provenance
-from inference.bundle.store import Bundle, Model, load_bundle
+from inference.bundle.store import Model, load_bundle
 from inference.bundle.tables import Thresholds, ThresholdTables
 from inference.bundle.writing import NewBundle, contents_of, write_bundle
 from inference.errors import ExitStatus, UsageError
@@ -70,14 +70,8 @@ def add_bundle_arguments(parser: argparse.ArgumentParser, name: str, licence: st
     add("--revision", default="unknown", help="revision of the code, for the provenance")
 
 
-def run(arguments: argparse.Namespace) -> int:
-    """Write the bundle."""
-    import_checkpoints(arguments)
-    return ExitStatus.OK
-
-
-def import_checkpoints(given: argparse.Namespace) -> Bundle:
-    """The bundle that the arguments of `import-checkpoints` ask for, written to `given.output`.
+def run(given: argparse.Namespace) -> int:
+    """Write the bundle that the arguments ask for.
 
     Raises UsageError or BundleError, naming file, key or tensor, found and expected, for what is not as it must be.
     """
@@ -94,7 +88,7 @@ def import_checkpoints(given: argparse.Namespace) -> Bundle:
         "imported": {name: dict(one.origin) for name, one in imported.items()},
         "refinement": refinement.name if refinement else None,
     }
-    return write_bundle(
+    write_bundle(
         given.output,
         NewBundle(
             name=given.name,
@@ -117,6 +111,7 @@ def import_checkpoints(given: argparse.Namespace) -> Bundle:
             decision=given.decision,
         ),
     )
+    return ExitStatus.OK
 
 
 def provenance(config: Mapping[str, object], ancestry: Sequence[str], revision: str) -> Provenance:

@@ -215,7 +215,7 @@ def _tree(opened: Opened, family: str, task: str) -> ranked.Tree:
         for place in places.values():
             place.parent.mkdir(parents=True, exist_ok=True)
         opened.image.copy(places, most)
-    # Images hold zips of networks and, left from building, what was unpacked of them.
+    # Beside zips of networks may lie, left from building the image, what was unpacked of them.
     for other in others:
         pairs = [(f"{first.root}/{name}", f"{other.root}/{name}") for name in (*_SIDE_FILES[family], *networks)]
         whole = all(copy in opened.image.entries for _, copy in pairs)

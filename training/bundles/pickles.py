@@ -24,7 +24,7 @@ LARGEST: Final = 64 * 2**20
 """Most bytes of a pickle that is read."""
 # Truth values, whole numbers, numbers, objects and texts, as numpy's dtype pickles its name.
 _KINDS: Final = r"[|<>=]?(b1|[iu][1248]|f[248]|O8?|[US]\d{1,5})"
-# Python's unpickler raises all of these for bytes that are no pickle; the fuzz test found them.
+# Python's unpickler raises all of these for bytes that are no pickle; the fuzz test shows where one is missing.
 _DAMAGED: Final = (
     pickle.UnpicklingError, EOFError, ValueError, LookupError, TypeError, AttributeError, OverflowError,
     RecursionError, MemoryError, struct.error,
