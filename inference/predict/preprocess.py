@@ -7,19 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, TypeVar
+from typing import Literal
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from inference.boxes import Box, bounding_box
 from inference.errors import BundleError
-from inference.labels import SEQUENCES
 from inference.predict.resampling import Resampling, read_resampling, resample
 from inference.predict.tiling import Triple
-
-Number = TypeVar("Number", int, float)
-_SMALLEST_DEVIATION: Final = 1e-8
+from inference.schema import Positive, convert
 
 
 @dataclass(frozen=True)
@@ -53,11 +51,11 @@ class Preprocessed:
     """(4, Z, Y, X) in the network's axes and on its grid."""
     box: Box
     """Place of the crop in (X, Y, Z) of the scan as it was turned to `orientation`."""
-    scan_shape: Triple
+    scan_shape: tuple[int, ...]
     """(X, Y, Z) of the whole scan."""
-    crop_shape: Triple
+    crop_shape: tuple[int, ...]
     """Size of the crop at the scan's own spacing, in the network's axes."""
-    crop_spacing: tuple[float, float, float]
+    crop_spacing: tuple[float, ...]
     """The scan's spacing in mm, in the network's axes."""
     plan: Plan
     """The plan that it was made by."""
@@ -81,33 +79,39 @@ class Preprocessed:
         return whole
 
 
-def read_plan(plans: Mapping[str, object], configuration: str = "3d_fullres") -> Plan:
-    """Read the part of nnU-Net's plans that prediction needs.
+_ZScore = Literal["ZScoreNormalization"]
+
+
+class _PlanFile(msgspec.Struct):
+    """nnU-Net's plans and one of their configurations, laid over each other; other keys do not concern prediction."""
+
+    normalization_schemes: tuple[_ZScore, _ZScore, _ZScore, _ZScore]
+    use_mask_for_norm: tuple[bool, bool, bool, bool]
+    spacing: tuple[float, float, float]
+    patch_size: tuple[Positive, Positive, Positive]
+    resampling_fn_data: str
+    resampling_fn_data_kwargs: dict[str, object]
+    resampling_fn_probabilities: str
+    resampling_fn_probabilities_kwargs: dict[str, object]
+    transpose_forward: Triple = (0, 1, 2)
+
+
+def read_plan(plans: Mapping[str, object]) -> Plan:
+    """Read the part of nnU-Net's plans that prediction needs, from their configuration `3d_fullres`.
 
     Raises BundleError, naming the key, for what is absent or not supported: a normalisation other than z-score, a
     resampling function that is not nnU-Net's own, a configuration that is not 3-D.
     """
-    section = plan_section(plans, configuration)
-    schemes = section.get("normalization_schemes")
-    if schemes != ["ZScoreNormalization"] * len(SEQUENCES):
-        raise BundleError(f"plans: normalization_schemes: found {schemes!r}, expected ZScoreNormalization four times")
-    masked = section.get("use_mask_for_norm")
-    if not isinstance(masked, list) or [type(value) for value in masked] != [bool] * len(SEQUENCES):
-        raise BundleError(f"plans: use_mask_for_norm: found {masked!r}, expected four times true or false")
-    z, y, x = _three(section.get("spacing"), "spacing")
-    first, second, third = (
-        int(axis) for axis in _three(plans.get("transpose_forward", [0, 1, 2]), "transpose_forward")
-    )
-    if sorted((first, second, third)) != [0, 1, 2]:
-        raise BundleError(f"plans: transpose_forward: found {(first, second, third)}, expected an order of 0, 1, 2")
-    depth, height, width = (int(size) for size in _three(section.get("patch_size"), "patch_size"))
+    found = convert({**plans, **plan_section(plans)}, _PlanFile, BundleError, "plans")
+    if sorted(found.transpose_forward) != [0, 1, 2]:
+        raise BundleError(f"plans: transpose_forward: found {found.transpose_forward}, expected an order of 0, 1, 2")
     return Plan(
-        spacing=(z, y, x),
-        patch=(depth, height, width),
-        masked=tuple(masked),
-        transpose=(first, second, third),
-        data_resampling=_read_resampling(section, "resampling_fn_data"),
-        logits_resampling=_read_resampling(section, "resampling_fn_probabilities"),
+        spacing=found.spacing,
+        patch=found.patch_size,
+        masked=found.use_mask_for_norm,
+        transpose=found.transpose_forward,
+        data_resampling=read_resampling(found.resampling_fn_data, found.resampling_fn_data_kwargs),
+        logits_resampling=read_resampling(found.resampling_fn_probabilities, found.resampling_fn_probabilities_kwargs),
     )
 
 
@@ -156,15 +160,15 @@ def preprocess_for_all(
         if plan.preprocessing not in made:
             crop, box = crops[cropped]
             order = _axis_order(plan)
-            crop_spacing = _triple([float(spacing[axis]) for axis in order])
+            crop_spacing = tuple(float(spacing[axis]) for axis in order)
             sizes = zip(crop_spacing, plan.spacing, crop.shape[1:], strict=True)
             # At least 1, where nnU-Net would come to an array without a voxel.
             shape = [max(1, round(old / new * size)) for old, new, size in sizes]
             made[plan.preprocessing] = Preprocessed(
                 array=resample(crop, shape, crop_spacing, plan.spacing, plan.data_resampling),
                 box=tuple(box[axis] for axis in np.argsort(order)),
-                scan_shape=_triple(data.shape[1:]),
-                crop_shape=_triple(crop.shape[1:]),
+                scan_shape=data.shape[1:],
+                crop_shape=crop.shape[1:],
                 crop_spacing=crop_spacing,
                 plan=plan,
                 orientation=orientation,
@@ -180,6 +184,7 @@ def _turned(array: NDArray[np.float32], orientation: str) -> NDArray[np.float32]
 def _scored_crop(data: NDArray[np.float32], plan: Plan) -> tuple[NDArray[np.float32], Box]:
     """The crop (4, Z, Y, X) in the network's axes with its sequences z-scored, and its box in those axes."""
     turned = data.transpose(0, *(axis + 1 for axis in _axis_order(plan)))
+    # Background is exactly 0, and voxels of the brain can be negative.
     mask = (turned != 0).any(axis=0)
     # A scan of nothing but zeros is not cropped.
     box = bounding_box(mask) if mask.any() else tuple(slice(0, size) for size in mask.shape)
@@ -197,13 +202,11 @@ def _axis_order(plan: Plan) -> Triple:
 
 
 def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """A mask with its holes filled: background that no path over faces joins to the border of the array.
-
-    The same as `scipy.ndimage.binary_fill_holes`, in a fraction of its time; and since background at the border of a
-    mask's bounding box is joined to the outside, filling the crop is the same as cropping the filled mask.
-    """
+    """A mask with its holes filled: background that no path over faces joins to the border of the array."""
     from scipy import ndimage
 
+    # The same as `scipy.ndimage.binary_fill_holes`, in a fraction of its time. Background at the border of a mask's
+    # bounding box is joined to the outside, so filling the crop is the same as cropping the filled mask.
     parts, count = ndimage.label(~mask)
     outside = np.zeros(count + 1, bool)
     for axis in range(mask.ndim):
@@ -220,20 +223,6 @@ def _z_score(image: NDArray[np.float32], brain: NDArray[np.bool_] | None) -> NDA
     inside = ... if brain is None else brain
     values = scored[inside]
     if values.size:
-        scored[inside] = (values - values.mean()) / max(values.std(), _SMALLEST_DEVIATION)
+        # nnU-Net's `ZScoreNormalization` bounds the deviation by the same 1e-8.
+        scored[inside] = (values - values.mean()) / max(values.std(), 1e-8)
     return scored
-
-
-def _read_resampling(section: Mapping[str, object], key: str) -> Resampling:
-    return read_resampling(section.get(key), section.get(f"{key}_kwargs"))
-
-
-def _three(values: object, key: str) -> tuple[float, float, float]:
-    if isinstance(values, (list, tuple)) and len(values) == 3 and all(type(value) in (int, float) for value in values):
-        return values[0], values[1], values[2]
-    raise BundleError(f"plans: {key}: found {values!r}, expected three numbers")
-
-
-def _triple(values: Sequence[Number]) -> tuple[Number, Number, Number]:
-    first, second, third = values
-    return first, second, third

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from inference.errors import BundleError
 
 SPLINE: Final = "resample_data_or_seg_to_shape"
 LINEAR: Final = "resample_torch_fornnunet"
+# nnU-Net's `ANISO_THRESHOLD`: a ratio of the largest to the smallest spacing above this makes slices thick.
 _THICK: Final = 3.0
-"""nnU-Net's `ANISO_THRESHOLD`: a ratio of the largest to the smallest spacing above this makes slices thick."""
+# Arguments that a plan may give to each function, and the values that are supported: those that nnU-Net's planner can
+# write for images. What else its functions take is refused, because a plan that is half followed gives wrong voxels.
 _ACCEPTED: Final[Mapping[str, Mapping[str, tuple[object, ...]]]] = {
     SPLINE: {"is_seg": (False,), "order": (0, 1, 2, 3, 4, 5), "order_z": (0,), "force_separate_z": (None, True, False)},
     LINEAR: {
@@ -30,7 +32,6 @@ _ACCEPTED: Final[Mapping[str, Mapping[str, tuple[object, ...]]]] = {
         "aniso_axis_mode": ("nearest-exact",),
     },
 }
-"""Arguments that a plan may give to each function, and the values that are supported."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +46,22 @@ class Resampling:
     """Whether the axis of the largest spacing is treated apart: always, never, or (None) where slices are thick."""
 
 
-def read_resampling(name: object, arguments: object) -> Resampling:
+def read_resampling(name: str, arguments: Mapping[str, object]) -> Resampling:
     """The resampling that a plan names (`resampling_fn_data` and `resampling_fn_data_kwargs`, for one).
 
     Raises BundleError for a function, an argument or a value that is not supported.
     """
-    accepted = _ACCEPTED.get(str(name))
+    accepted = _ACCEPTED.get(name)
     if accepted is None:
         raise BundleError(f"plans: resampling function {name!r} is not known: expected {' or '.join(_ACCEPTED)}")
-    if not isinstance(arguments, Mapping):
-        raise BundleError(f"plans: arguments of {name}: found {arguments!r}, expected an object")
     for key, value in arguments.items():
         if key not in accepted or value not in accepted[key]:
             raise BundleError(f"plans: argument {key}={value!r} of {name} is not supported")
-    order, forced = arguments.get("order", 3), arguments.get("force_separate_z", None if name == LINEAR else False)
-    return Resampling(str(name), int(order), forced)
+    # What is absent is as the functions' own defaults have it.
+    order = cast("int", arguments.get("order", 3))
+    return Resampling(
+        name, order, cast("bool | None", arguments.get("force_separate_z", None if name == LINEAR else False))
+    )
 
 
 def resample(
@@ -99,6 +101,7 @@ def _resample_linearly(array: NDArray[np.float32], shape: Sequence[int], thick: 
         if old == new:
             continue
         if axis == thick:
+            # PyTorch's `nearest-exact`, in its precision.
             nearest = np.floor((np.arange(new, dtype=np.float32) + 0.5) * (np.float32(old) / np.float32(new)))
             array = np.take(array, np.minimum(nearest.astype(np.intp), old - 1), axis=axis + 1)
         else:
@@ -107,11 +110,10 @@ def _resample_linearly(array: NDArray[np.float32], shape: Sequence[int], thick: 
 
 
 def _interpolated(array: NDArray[np.float32], axis: int, new: int) -> NDArray[np.float32]:
-    """Linear interpolation along one axis to `new` voxels, constant beyond the centres of the outermost.
-
-    The points are rounded to single precision where PyTorch's are: the scale, and the fused multiply-add after it.
-    """
+    """Linear interpolation along one axis to `new` voxels, constant beyond the centres of the outermost."""
     old = array.shape[axis]
+    # Rounded to single precision where PyTorch rounds: the scale, and the fused multiply-add after it. Otherwise points
+    # that fall on a voxel would now and then lie beside it.
     scale = np.float64(np.float32(old) / np.float32(new))
     points = np.maximum((scale * (np.arange(new) + 0.5) - 0.5).astype(np.float32), 0)
     before = np.minimum(points.astype(np.intp), old - 1)

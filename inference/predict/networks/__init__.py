@@ -12,15 +12,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.errors import BundleError
-from inference.predict.networks.sizes import VARIANTS, MedNeXtSize
+from inference.predict.networks.sizes import LEVELS, VARIANTS, MedNeXtSize
+from inference.schema import convert
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _UNETS: Final = ("PlainConvUNet", "ResidualEncoderUNet")
 _UNET_PACKAGE: Final = "dynamic_network_architectures.architectures.unet"
-_MEDNEXT_STRIDE: Final = (16, 16, 16)
 _OPERATION_KEYS: Final = ("conv_op", "norm_op", "dropout_op", "nonlin")
+# Layers that a plan may name, and the module of `torch.nn.modules` that its long spelling goes through. nnU-Net imports
+# whatever a plan names; a plan may come from anywhere, so nothing is looked up that is not in this table.
 _OPERATIONS: Final[Mapping[str, str]] = {
     "Conv3d": "conv",
     "InstanceNorm3d": "instancenorm",
@@ -30,7 +32,6 @@ _OPERATIONS: Final[Mapping[str, str]] = {
     "ReLU": "activation",
     "GELU": "activation",
 }
-"""Layers that a plan may name, and the module of `torch.nn.modules` that its long spelling goes through."""
 
 
 def architecture_name(architecture: Mapping[str, object]) -> str:
@@ -71,20 +72,16 @@ def network_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
 
     Raises BundleError when the section's strides cannot be read.
     """
-    factor = shuffle_factor(architecture)
-    z, y, x = _body_stride(architecture)
-    return factor * z, factor * y, factor * x
-
-
-def _body_stride(architecture: Mapping[str, object]) -> tuple[int, int, int]:
     if architecture_name(architecture) == "MedNeXt":
-        return _MEDNEXT_STRIDE
-    strides = architecture_arguments(architecture).get("strides")
+        strides: object = [2] * LEVELS
+    else:
+        strides = architecture_arguments(architecture).get("strides")
     try:
         rows = np.asarray(strides, dtype=np.int64)
+        # nnU-Net's architectures take a number for the same stride along all axes.
         if rows.ndim == 1:
             rows = np.repeat(rows[:, None], 3, axis=1)
-        z, y, x = (int(product) for product in rows.prod(axis=0))
+        z, y, x = (shuffle_factor(architecture) * int(product) for product in rows.prod(axis=0))
     except (TypeError, ValueError) as error:
         raise BundleError(f"architecture strides {strides!r}: expected three numbers per stage") from error
     return z, y, x
@@ -95,26 +92,18 @@ def mednext_size(architecture: Mapping[str, object]) -> tuple[MedNeXtSize, int]:
 
     Raises BundleError for arguments other than those of :func:`build_network`.
     """
-    arguments = architecture_arguments(architecture)
-    sized = {"channels", "blocks", "expansion"}
-    given = set(arguments) - {"kernel_size"}
-    if given not in ({"variant"}, sized):
+    arguments = dict(architecture_arguments(architecture))
+    kernel_size = arguments.pop("kernel_size", 3)
+    if not isinstance(kernel_size, int) or kernel_size not in (3, 5):
+        raise BundleError(f"architecture MedNeXt kernel_size: found {kernel_size!r}, expected 3 or 5")
+    if set(arguments) != {"variant"}:
+        return convert(arguments, MedNeXtSize, BundleError, "architecture MedNeXt"), kernel_size
+    size = VARIANTS.get(str(arguments["variant"]))
+    if size is None:
         raise BundleError(
-            f"architecture MedNeXt: found arguments {sorted(given)}, expected 'variant', or {', '.join(sorted(sized))}"
+            f"architecture MedNeXt variant: found {arguments['variant']!r}, expected {', '.join(VARIANTS)}"
         )
-    kernel_size = _whole(arguments.get("kernel_size", 3), "kernel_size")
-    if kernel_size not in (3, 5):
-        raise BundleError(f"architecture MedNeXt kernel_size: found {kernel_size}, expected 3 or 5")
-    if "variant" in given:
-        variant = arguments["variant"]
-        if variant not in VARIANTS:
-            raise BundleError(f"architecture MedNeXt variant: found {variant!r}, expected {', '.join(VARIANTS)}")
-        return VARIANTS[str(variant)], kernel_size
-    blocks, expansion = (_wholes(arguments[key], key) for key in ("blocks", "expansion"))
-    try:
-        return MedNeXtSize(_whole(arguments["channels"], "channels"), blocks, expansion), kernel_size
-    except ValueError as error:
-        raise BundleError(f"architecture {error}") from error
+    return size, kernel_size
 
 
 def build_network(
@@ -135,7 +124,9 @@ def build_network(
     inputs, outputs = in_channels * factor**3, out_channels * factor**3
     try:
         if name == "MedNeXt":
-            network = _build_mednext(architecture, inputs, outputs, deep_supervision)
+            from inference.predict.networks.mednext import MedNeXt
+
+            network: nn.Module = MedNeXt(*mednext_size(architecture), inputs, outputs, deep_supervision)
         else:
             network = _build_unet(name, architecture, inputs, outputs, deep_supervision)
     except (AssertionError, IndexError, TypeError, ValueError) as error:
@@ -148,8 +139,9 @@ def on_coarser_grid(network: nn.Module, factor: int) -> nn.Module:
 
     Before it, every block of factor³ voxels becomes channels; after it, every factor³ channels become voxels: pixel
     shuffle (Shi et al., CVPR 2016, DOI 10.1109/CVPR.2016.207) in three dimensions. So a body at 2 mm sees and labels
-    voxels of 1 mm at an eighth of the cost. Hooks do it, which leave the names of the tensors as they are.
+    voxels of 1 mm at an eighth of the cost.
     """
+    # Hooks, because a module around the network would change the names of its tensors.
     network.register_forward_pre_hook(lambda _, inputs: (voxels_to_channels(inputs[0], factor),))
     network.register_forward_hook(
         lambda _, __, output: (
@@ -178,10 +170,10 @@ def channels_to_voxels(x: Tensor, factor: int) -> Tensor:
 def deployed_weights(network: nn.Module, state: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
     """The tensors of a checkpoint's `state` that `network` needs, each once, as float32 arrays.
 
-    nnU-Net's networks register their encoder and convolutions under several names, and a network trained with deep
-    supervision has heads that a deployed one has not: both are left out here, and :func:`load_weights` expects exactly
-    what this returns. Raises BundleError for a tensor that the checkpoint lacks.
+    :func:`load_weights` expects exactly what this returns. Raises BundleError for a tensor that the checkpoint lacks.
     """
+    # Left out are second names, which nnU-Net's networks have for their encoder and convolutions, and the heads of deep
+    # supervision, which a deployed network has not.
     missing = [name for name in _tensors(network) if name not in state]
     if missing:
         raise BundleError(f"checkpoint lacks the tensors {_some(missing)}")
@@ -209,6 +201,7 @@ def load_weights(network: nn.Module, weights: Mapping[str, NDArray[np.float32]])
             raise BundleError(f"tensor {name}: found shape {array.shape}, expected {tuple(current.shape)}")
         if not np.isfinite(array).all():
             raise BundleError(f"tensor {name}: found values that are not finite")
+        # Copied: what a file gives is read-only, and torch warns of that.
         tensor = torch.from_numpy(np.array(array)).to(current.dtype)
         parent, _, leaf = name.rpartition(".")
         is_parameter = isinstance(current, nn.Parameter)
@@ -256,24 +249,3 @@ def _build_unet(
     if not next(network.parameters()).is_meta:
         network.apply(unet.initialize)
     return network
-
-
-def _build_mednext(
-    architecture: Mapping[str, object], in_channels: int, out_channels: int, deep_supervision: bool
-) -> nn.Module:
-    from inference.predict.networks.mednext import mednext
-
-    size, kernel_size = mednext_size(architecture)
-    return mednext(size, in_channels, out_channels, kernel_size=kernel_size, deep_supervision=deep_supervision)
-
-
-def _whole(value: object, key: str) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
-        return value
-    raise BundleError(f"architecture MedNeXt {key}: found {value!r}, expected a whole number above 0")
-
-
-def _wholes(values: object, key: str) -> tuple[int, ...]:
-    if not isinstance(values, (list, tuple)):
-        raise BundleError(f"architecture MedNeXt {key}: found {values!r}, expected a list of whole numbers")
-    return tuple(_whole(value, key) for value in values)

@@ -12,21 +12,19 @@ from functools import partial
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.predict.networks.sizes import LEVELS, VARIANTS, MedNeXtSize
+from inference.predict.networks.sizes import LEVELS, MedNeXtSize
 
 
 class ChannelNorm(nn.GroupNorm):
-    """Group norm with one channel per group; on CUDA as instance norm, which is the same mathematics.
-
-    Autocast takes group norm to float32 on CUDA, between convolutions that give and take half precision: the traffic of
-    a network that is bound by it grows by 45 %. Instance norm stays in half precision and sums in float32.
-    """
+    """Group norm with one channel per group; on CUDA as instance norm, which is the same mathematics."""
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, channels)
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name in torch)
         """The input (batch, channels, Z, Y, X) with mean 0 and deviation 1 per channel, scaled and shifted."""
+        # Autocast takes group norm to float32 on CUDA, between convolutions that give and take half precision: the
+        # traffic of a network that is bound by it grows by 45 %. Instance norm stays in half, and sums in float32.
         return self.as_instance_norm(input) if input.is_cuda else super().forward(input)
 
     def as_instance_norm(self, x: Tensor) -> Tensor:
@@ -40,17 +38,20 @@ class Block(nn.Module):
     Takes (batch, in_channels, Z, Y, X) and returns (batch, out_channels, Z, Y, X).
     """
 
+    kind: type[nn.Conv3d] | type[nn.ConvTranspose3d] = nn.Conv3d
+    """Of the depthwise convolution and of the shortcut."""
+    stride = 1
+
     def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
         super().__init__()
-        self.conv1: nn.Module = self._depthwise(in_channels, kernel_size)
+        pad, stride = kernel_size // 2, self.stride
+        self.conv1 = self.kind(in_channels, in_channels, kernel_size, stride, pad, groups=in_channels)
         self.norm = ChannelNorm(in_channels)
         self.conv2 = nn.Conv3d(in_channels, expansion * in_channels, 1)
         self.act = nn.GELU()
         self.conv3 = nn.Conv3d(expansion * in_channels, out_channels, 1)
-
-    @staticmethod
-    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
-        return nn.Conv3d(channels, channels, kernel_size, padding=kernel_size // 2, groups=channels)
+        if stride > 1:
+            self.res_conv = self.kind(in_channels, out_channels, 1, stride)
 
     def _changed(self, x: Tensor) -> Tensor:
         changed: Tensor = self.conv3(self.act(self.conv2(self.norm(self.conv1(x)))))
@@ -64,13 +65,7 @@ class Block(nn.Module):
 class DownBlock(Block):
     """A block that halves every spatial size, with a strided pointwise convolution as its shortcut."""
 
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, expansion, kernel_size)
-        self.res_conv = nn.Conv3d(in_channels, out_channels, 1, stride=2)
-
-    @staticmethod
-    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
-        return nn.Conv3d(channels, channels, kernel_size, stride=2, padding=kernel_size // 2, groups=channels)
+    stride = 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, Z, Y, X) to (batch, out_channels, Z/2, Y/2, X/2)."""
@@ -79,29 +74,23 @@ class DownBlock(Block):
 
 
 class UpBlock(Block):
-    """A block that doubles every spatial size, with a strided transposed convolution as its shortcut.
+    """A block that doubles every spatial size, with a strided transposed convolution as its shortcut."""
 
-    Transposed convolutions of stride 2 give 2n - 1 voxels: the reference pads one of zeros in front of each axis.
-    """
-
-    def __init__(self, in_channels: int, out_channels: int, expansion: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, expansion, kernel_size)
-        self.res_conv = nn.ConvTranspose3d(in_channels, out_channels, 1, stride=2)
-
-    @staticmethod
-    def _depthwise(channels: int, kernel_size: int) -> nn.Module:
-        return nn.ConvTranspose3d(channels, channels, kernel_size, stride=2, padding=kernel_size // 2, groups=channels)
+    kind = nn.ConvTranspose3d
+    stride = 2
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, in_channels, Z, Y, X) to (batch, out_channels, 2Z, 2Y, 2X)."""
+        # Transposed convolutions of stride 2 give 2n - 1 voxels: the reference pads one of zeros in front of each axis.
         return functional.pad(self._changed(x) + self.res_conv(x), (1, 0, 1, 0, 1, 0))
 
 
 class Head(nn.Module):
-    """Logits from features: a pointwise convolution, which the reference stores as a transposed one."""
+    """Logits from features, by a pointwise convolution."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        # Transposed, as the reference stores it: its weight has the channels that come in first.
         self.conv_out = nn.ConvTranspose3d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -118,13 +107,7 @@ class MedNeXt(nn.Module):
     """
 
     def __init__(
-        self,
-        size: MedNeXtSize,
-        in_channels: int,
-        out_channels: int,
-        *,
-        kernel_size: int = 3,
-        deep_supervision: bool = False,
+        self, size: MedNeXtSize, kernel_size: int, in_channels: int, out_channels: int, deep_supervision: bool = False
     ) -> None:
         super().__init__()
         widths = [size.channels * 2**level for level in range(LEVELS + 1)]
@@ -138,9 +121,9 @@ class MedNeXt(nn.Module):
         self.stem = nn.Conv3d(in_channels, widths[0], kernel_size=1)
         for level in range(LEVELS):
             setattr(self, f"enc_block_{level}", stage(widths[level], encoder[level], size.blocks[level]))
+            # The reference's down-blocks expand by the ratio of the stage below them, up-blocks by that of their own.
             after = (*encoder[1:], bottleneck)[level]
-            down = DownBlock(widths[level], widths[level + 1], after, kernel_size)
-            setattr(self, f"down_{level}", down)
+            setattr(self, f"down_{level}", DownBlock(widths[level], widths[level + 1], after, kernel_size))
         self.bottleneck = stage(widths[LEVELS], bottleneck, size.blocks[LEVELS])
         for step, level in enumerate(reversed(range(LEVELS))):
             width, ratio = widths[level], decoder[step]
@@ -165,23 +148,3 @@ class MedNeXt(nn.Module):
             x = self.get_submodule(f"dec_block_{level}")(x)
         logits: Tensor = self.get_submodule("out_0")(x)
         return [logits, *deep] if self.deep_supervision else logits
-
-
-def mednext(
-    variant: str | MedNeXtSize,
-    in_channels: int,
-    out_channels: int,
-    *,
-    kernel_size: int = 3,
-    deep_supervision: bool = False,
-) -> MedNeXt:
-    """A MedNeXt v1 of a published size ("S", "B", "M", "L") or of any :class:`MedNeXtSize`.
-
-    Raises ValueError for an unknown variant or a kernel size other than 3 or 5.
-    """
-    if isinstance(variant, str) and variant not in VARIANTS:
-        raise ValueError(f"unknown MedNeXt variant {variant!r}: expected one of {', '.join(VARIANTS)}")
-    if kernel_size not in (3, 5):
-        raise ValueError(f"MedNeXt kernel size {kernel_size}: expected 3 or 5")
-    size = VARIANTS[variant] if isinstance(variant, str) else variant
-    return MedNeXt(size, in_channels, out_channels, kernel_size=kernel_size, deep_supervision=deep_supervision)

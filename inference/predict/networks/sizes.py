@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from inference.schema import Mismatch, Positive
+
 LEVELS = 4
 """Down-sampling steps of every MedNeXt v1; so there are nine stages: four encoders, a bottleneck, four decoders."""
 
@@ -12,19 +14,17 @@ LEVELS = 4
 class MedNeXtSize:
     """Width, depth and expansion of a MedNeXt."""
 
-    channels: int
+    channels: Positive
     """Channels after the stem; doubled at each of the four levels."""
-    blocks: tuple[int, ...]
+    blocks: tuple[Positive, ...]
     """Residual blocks per stage: encoders 0-3, bottleneck, decoders from the deepest to the shallowest."""
-    expansion: tuple[int, ...]
+    expansion: tuple[Positive, ...]
     """Expansion ratio of the inverted bottleneck per stage, in the same order."""
 
     def __post_init__(self) -> None:
-        stages = 2 * LEVELS + 1
-        if len(self.blocks) != stages or len(self.expansion) != stages:
-            raise ValueError(
-                f"a MedNeXt has {stages} stages, got {len(self.blocks)} blocks and {len(self.expansion)} expansions"
-            )
+        for key, stages in (("blocks", self.blocks), ("expansion", self.expansion)):
+            if len(stages) != 2 * LEVELS + 1:
+                raise Mismatch(key, stages, f"{2 * LEVELS + 1} stages")
 
 
 VARIANTS = {

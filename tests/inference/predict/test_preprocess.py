@@ -148,9 +148,10 @@ def test_plans_that_differ_in_the_patch_alone_share_their_preprocessing() -> Non
 
 def test_a_configuration_inherits() -> None:
     plans = make_plans(unet_architecture())
-    plans["configurations"]["finer"] = {"inherits_from": "3d_fullres", "spacing": [0.5, 0.5, 0.5]}
-    assert read_plan(plans, "finer").spacing == (0.5, 0.5, 0.5)
-    assert read_plan(plans, "finer").patch == (32, 32, 32)
+    plans["configurations"]["coarser"] = plans["configurations"].pop("3d_fullres")
+    plans["configurations"]["3d_fullres"] = {"inherits_from": "coarser", "spacing": [0.5, 0.5, 0.5]}
+    assert read_plan(plans).spacing == (0.5, 0.5, 0.5)
+    assert read_plan(plans).patch == (32, 32, 32)
 
 
 @pytest.mark.parametrize(
@@ -177,5 +178,7 @@ def test_plans_that_are_not_understood_are_refused(key: str, value: object) -> N
 
 
 def test_an_absent_configuration_is_refused() -> None:
-    with pytest.raises(BundleError, match="3d_lowres"):
-        read_plan(make_plans(unet_architecture()), "3d_lowres")
+    plans = make_plans(unet_architecture())
+    plans["configurations"]["3d_lowres"] = plans["configurations"].pop("3d_fullres")
+    with pytest.raises(BundleError, match="3d_fullres"):
+        read_plan(plans)

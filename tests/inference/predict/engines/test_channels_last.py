@@ -25,8 +25,8 @@ from inference.predict.engines.channels_last_kernels import (
     sums_of,
 )
 from inference.predict.networks import build_network
-from inference.predict.networks.mednext import mednext
-from inference.predict.networks.sizes import MedNeXtSize
+from inference.predict.networks.mednext import MedNeXt
+from inference.predict.networks.sizes import VARIANTS, MedNeXtSize
 from tests.inference.predict.conftest import unet_architecture
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -212,7 +212,7 @@ def with_random_norms(network: nn.Module) -> nn.Module:
 def make_mednext(channels: int = 6, kernel_size: int = 3, heads: int = 3) -> nn.Module:
     torch.manual_seed(0)
     size = MedNeXtSize(channels, (1, 2, 1, 1, 2, 1, 1, 1, 2), (2, 3, 2, 2, 4, 2, 2, 3, 2))
-    return with_random_norms(mednext(size, 4, heads, kernel_size=kernel_size))
+    return with_random_norms(MedNeXt(size, kernel_size, 4, heads))
 
 
 def make_unet(features: tuple[int, ...] = (6, 10, 12), **changes: object) -> nn.Module:
@@ -290,7 +290,7 @@ def residual_unet() -> nn.Module:
         residual_unet,
         lambda: nn.Conv3d(4, 3, 1),
         lambda: make_mednext(channels=5),
-        lambda: mednext("S", 4, 3, deep_supervision=True),
+        lambda: MedNeXt(VARIANTS["S"], 3, 4, 3, deep_supervision=True),
         lambda: build_network(unet_architecture((4, 7, 8)), 4, 3),
         lambda: build_network(unet_architecture(), 4, 3, deep_supervision=True),
         lambda: make_unet(nonlin="torch.nn.ReLU"),

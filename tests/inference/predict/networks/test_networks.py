@@ -116,6 +116,8 @@ def test_a_checkpoint_that_lacks_a_tensor_is_refused() -> None:
         (mednext_architecture(), "blocks", 1),
         (mednext_architecture(), "expansion", [2] * 8),
         (mednext_architecture(), "kernel_size", 4),
+        (mednext_architecture(), "kernel_size", 7),
+        (mednext_architecture(), "kernel_size", "3"),
         (mednext_architecture(), "arch_kwargs", {"variant": "XXL"}),
     ],
 )
