@@ -24,14 +24,12 @@ class Agreement:
 
 
 class Comparison:
-    """Takes in every network of an ensemble once, and then compares all of them with their weighted mean.
-
-    Masks are kept as bits: the mean is known only at the end, and ten probability maps would not fit everywhere.
-    """
+    """Takes in every network of an ensemble once, and then compares all of them with their weighted mean."""
 
     def __init__(self, thresholds: Sequence[float]) -> None:
         self._thresholds = np.asarray(thresholds, np.float32).reshape(-1, 1, 1, 1)
         self._squares: NDArray[np.float32] | None = None
+        # Masks wait as bits for the mean, which is known only at the end: ten probability maps would take gigabytes.
         self._masks: list[tuple[float, NDArray[np.uint8]]] = []
 
     def update(self, probabilities: NDArray[np.float32], share: float) -> None:
@@ -59,15 +57,5 @@ class Comparison:
 
 def _dice(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> NDArray[np.float64]:
     """Dice per region of two masks (3, bytes); 1 where both are empty."""
-    sizes = _count(one) + _count(other)
-    return np.where(sizes > 0, 2 * _count(one & other) / np.maximum(sizes, 1), 1.0)
-
-
-def _count(mask: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Set bits per region of (3, bytes)."""
-    counts: NDArray[np.float64] = _BITS[mask].sum(axis=1, dtype=np.float64)
-    return counts
-
-
-_BITS = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(axis=1).astype(np.uint8)
-"""How many bits a byte has set."""
+    common, first, second = (np.bitwise_count(mask).sum(axis=1, dtype=np.float64) for mask in (one & other, one, other))
+    return np.where(first + second > 0, 2 * common / np.maximum(first + second, 1), 1.0)

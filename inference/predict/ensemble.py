@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import count
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,23 +52,20 @@ def predict(
     with their mean, each on the scan's grid; in `fast` on a CPU that takes about a third longer. Raises BundleError for
     plans or networks that are refused, and DeviceError when memory does not suffice or a model's answer is not finite.
     """
-    plans = [read_plan(model.plans) for model in models]
-    prepared = preprocess_for_all(data, spacing, plans, orientation)
-    advance = _counter(_passes(models, prepared, profile), progress)
+    prepared = preprocess_for_all(data, spacing, [read_plan(model.plans) for model in models], orientation)
+    advance = _counter(models, prepared, profile, progress)
     weights = np.array([model.weight for model in models], np.float32)
     comparison = None if compare_at is None else Comparison(compare_at)
     # All models crop to the same box, that of the voxels which are not zero.
     total = np.zeros((len(REGIONS), *(side.stop - side.start for side in prepared[0].box)), np.float32)
     for model, scan, weight in zip(models, prepared, weights / weights.sum(), strict=True):
-        update = None
-        if comparison is not None:
-            share = float(weight) / len(model.folds)
-            update = partial(_compare, comparison, scan, share)
+        share = float(weight) / len(model.folds)
+        update = None if comparison is None else partial(_compare, comparison, scan, share)
         crop = engine.mean_over_folds(model, scan, profile, advance, update)
+        # Checked before thresholds are applied: to them NaN is no tumour.
         if not np.isfinite(crop).all():
-            # NaN would pass for no tumour.
             raise DeviceError(
-                f"{model.name}: its networks gave probabilities that are no numbers; try another --engine"
+                f"{model.name}: its networks gave probabilities that are not finite; try another --engine"
             )
         total += weight * scan.to_scan_axes(crop)
     whole = prepared[0].to_whole_scan(total)
@@ -77,24 +75,19 @@ def predict(
     return RegionProbabilities(whole, replace(agreement, spread=prepared[0].to_whole_scan(agreement.spread)))
 
 
-def _passes(models: Sequence[Model], prepared: Sequence[Preprocessed], profile: Profile) -> int:
-    return sum(
-        len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
-        for model, scan in zip(models, prepared, strict=True)
-    )
-
-
 def _compare(comparison: Comparison, scan: Preprocessed, share: float, crop: NDArray[np.float32]) -> None:
     comparison.update(scan.to_scan_axes(crop), share)
 
 
-def _counter(total: int, progress: Progress | None) -> Callable[[], None]:
-    done = 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        if progress is not None:
-            progress(done, total)
-
-    return advance
+def _counter(
+    models: Sequence[Model], prepared: Sequence[Preprocessed], profile: Profile, progress: Progress | None
+) -> Callable[[], None]:
+    """A function that reports one more forward pass, of all that these models need for the scan."""
+    if progress is None:
+        return lambda: None
+    total = sum(
+        len(model.folds) * forward_count(scan.array.shape[1:], scan.plan.patch, profile)
+        for model, scan in zip(models, prepared, strict=True)
+    )
+    done = count(1)
+    return lambda: progress(next(done), total)

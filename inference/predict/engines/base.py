@@ -16,8 +16,8 @@ from inference.predict.preprocess import Preprocessed
 from inference.predict.tiling import MIRRORINGS, Triple, next_multiple, windows
 from inference.settings import Profile
 
+# Sizes of a `fast` pass are multiples of this, so that scans of nearly the same size share what an engine prepares.
 _COARSE: Final = 8
-"""Sizes of a `fast` pass are multiples of this, so that scans of nearly the same size share what an engine prepares."""
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
@@ -51,12 +51,7 @@ class Engine(Protocol):
         """
 
     def mean_over_folds(
-        self,
-        model: Model,
-        prepared: Preprocessed,
-        profile: Profile,
-        advance: Advance,
-        update: Update | None = None,
+        self, model: Model, prepared: Preprocessed, profile: Profile, advance: Advance, update: Update | None = None
     ) -> NDArray[np.float32]:
         """Probabilities (3, Z, Y, X) of WT, TC, ET, in the network's axes on the crop: a model's mean over its folds.
 
@@ -75,22 +70,21 @@ def heads_of(model: Model) -> int:
 def region_probabilities(logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
     """Probabilities (3, ...) of WT, TC, ET from the logits of region heads (3, ...) or label heads (4, ...)."""
     if heads == "regions":
-        # The sigmoid as 0.5 (1 + tanh(x / 2)), which does not overflow. In place, for the arrays are large.
+        # The sigmoid as 0.5 (1 + tanh(x / 2)), which does not overflow. In place, because the arrays are large.
         probabilities: NDArray[np.float32] = np.float32(0.5) * logits
         np.tanh(probabilities, out=probabilities)
         probabilities += 1
         probabilities *= np.float32(0.5)
         return probabilities
+    # The largest logit becomes 0, so that no power overflows.
     powers = np.exp(logits - logits.max(axis=0))
     return regions_from_label_probabilities(powers / powers.sum(axis=0))
 
 
 def pass_shape(shape: Sequence[int], architecture: Mapping[str, object]) -> Triple:
-    """Size (Z, Y, X) of the one pass of `fast` over an array of `shape`: the next multiple of stride and of 8.
-
-    At least two strides along each axis: instance norm of a single voxel is nothing, which torch refuses, and where a
-    network's deepest level is one voxel thick, OpenVINO's convolutions in bfloat16 read memory that nobody wrote.
-    """
+    """Size (Z, Y, X) of the one pass of `fast` over an array of `shape`: the next multiple of stride and of 8."""
+    # At least two strides along each axis: instance norm of a single voxel is nothing, which torch refuses, and where a
+    # network's deepest level is one voxel thick, OpenVINO's convolutions in bfloat16 read memory that nobody wrote.
     stride = network_stride(architecture)
     least = [max(size, 2 * step) for size, step in zip(shape, stride, strict=True)]
     return next_multiple(least, [math.lcm(step, _COARSE) for step in stride])
@@ -100,9 +94,9 @@ def mismatch(found: NDArray[np.float32], expected: NDArray[np.float32], most: fl
     """Reason not to trust logits where others, of the same shape, were expected; or nothing.
 
     `most` is how far they may be apart: the root mean square of the difference by the standard deviation of what was
-    expected. Not of probabilities, because trained networks are so sure that noise is no tumour that these agree
-    whatever happens.
+    expected.
     """
+    # Not of probabilities: trained networks are so sure that noise is no tumour that these agree whatever happens.
     difference = float(np.sqrt(np.square(found - expected).mean()) / expected.std())
     # Written so that an answer that is not a number is a mismatch too.
     return "" if difference < most else f"logits differ by {difference:.3f} of their standard deviation"

@@ -21,8 +21,8 @@ from inference.predict.engines.channels_last_kernels import depthwise, depthwise
 from inference.predict.networks.mednext import Block, DownBlock, MedNeXt, UpBlock
 from inference.predict.networks.sizes import LEVELS
 
+# Convolutions run on tensor cores where their input has a multiple of so many channels.
 _ALIGNED: Final = 8
-"""Convolutions run on tensor cores where their input has a multiple of so many channels."""
 
 
 class _UnknownLayerError(Exception):
@@ -45,7 +45,8 @@ def channels_last(network: nn.Module, precision: torch.dtype = torch.float16) ->
         if type(network) is PlainConvUNet:
             return ChannelsLastUNet(network, precision)
     except (_UnknownLayerError, AssertionError, AttributeError, LookupError, ValueError):
-        # The others where another version of the library has put its modules together otherwise.
+        # The others where another version of the library has put its modules together otherwise. The network then runs
+        # as it is, which is slower and just as right.
         pass
     return None
 
@@ -79,32 +80,30 @@ class _AnyBlock(nn.Module):
         expansion, bias = _matrix(block.conv2)
         compression, compression_bias = _matrix(block.conv3)
         if isinstance(block, UpBlock):
-            # What the shortcut is between the voxels that it has a value for.
+            # The shortcut's bias is all that it gives between the voxels that it has a value for: added here, once.
             compression_bias = compression_bias + _matrix(block.res_conv)[1]
         shift = block.norm.bias.detach()
         self.epsilon = block.norm.eps
         self.register_buffer("filters", _filters(block.conv1).to(precision))
         self.register_buffer("scale", block.norm.weight.detach())
         self.register_buffer("expansion", expansion.to(precision))
+        # The depthwise convolution's own bias is left out: the norm behind it takes any constant away.
         self.register_buffer("expansion_bias", bias + expansion @ shift)
         self.compression = _Pointwise(compression, compression_bias, precision)
 
     def _changed(self, y: Tensor, sums: Tensor) -> Tensor:
         """Norm, expansion, GELU and compression of the depthwise convolution `y`, whose `sums` are known."""
-        matrices, biases = self._normalising(sums, _voxels(y))
+        mean, factor = _standardising(sums, _voxels(y), self.scale, self.epsilon)
+        # Norm and expansion in one: matrices (batch, hidden, channels) and biases (batch, hidden).
+        matrices = (self.expansion * factor[:, None]).to(self.expansion.dtype)
+        # Of the matrices as they were rounded, so that the mean goes away entirely.
+        biases = (self.expansion_bias - (matrices * mean[:, None]).sum(2)).to(self.expansion.dtype)
         hidden = y.new_empty((*y.shape[:4], matrices.shape[1]))
         for sample, (matrix, bias) in enumerate(zip(matrices, biases, strict=True)):
             torch.addmm(bias, y[sample].flatten(0, 2), matrix.T, out=hidden[sample].flatten(0, 2))
+        # By its name in the dispatcher: torch.nn.functional has no GELU that works in place.
         changed: Tensor = self.compression(torch.ops.aten.gelu_(hidden))
         return changed
-
-    def _normalising(self, sums: Tensor, voxels: int) -> tuple[Tensor, Tensor]:
-        """Norm and expansion in one: matrices (batch, hidden, channels) and biases (batch, hidden)."""
-        mean, factor = _standardising(sums, voxels, self.scale, self.epsilon)
-        matrices = (self.expansion * factor[:, None]).to(self.expansion.dtype)
-        # Of the matrices as they were rounded, so that the mean goes away entirely.
-        biases = self.expansion_bias - (matrices * mean[:, None]).sum(2)
-        return matrices, biases.to(self.expansion.dtype)
 
 
 class _Block(_AnyBlock):
@@ -137,18 +136,10 @@ class _UpBlock(_AnyBlock):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(batch, Z, Y, X, in_channels) and a skip (batch, 2Z, 2Y, 2X, out_channels) to the shape of the skip."""
+        # One voxel later along each axis: the reference pads one of zeros in front.
         skip[:, 1:, 1:, 1:].add_(self._changed(*depthwise_transposed(x, self.filters)))
         skip[:, 1::2, 1::2, 1::2].add_(self.shortcut(x))
         return skip
-
-
-def _view_of_block(block: nn.Module, precision: torch.dtype) -> nn.Module:
-    if isinstance(block, DownBlock):
-        return _DownBlock(block, precision)
-    if isinstance(block, UpBlock):
-        return _UpBlock(block, precision)
-    assert isinstance(block, Block), "MedNeXt has no other blocks"
-    return _Block(block, precision)
 
 
 class ChannelsLastMedNeXt(nn.Module):
@@ -157,21 +148,21 @@ class ChannelsLastMedNeXt(nn.Module):
     def __init__(self, network: MedNeXt, precision: torch.dtype) -> None:
         super().__init__()
 
-        def block(name: str) -> nn.Module:
-            return _view_of_block(network.get_submodule(name), precision)
+        def block(found: nn.Module) -> nn.Module:
+            assert isinstance(found, Block), "MedNeXt has no other blocks"
+            kinds: dict[type[Block], type[_AnyBlock]] = {Block: _Block, DownBlock: _DownBlock, UpBlock: _UpBlock}
+            return kinds[type(found)](found, precision)
 
         def stage(name: str) -> nn.Module:
-            return nn.Sequential(
-                *(_view_of_block(found, precision) for found in network.get_submodule(name).children())
-            )
+            return nn.Sequential(*map(block, network.get_submodule(name).children()))
 
         _require(not network.deep_supervision and network.stem.out_channels % 2 == 0)
         levels = range(LEVELS)
         self.stem = _Pointwise(*_matrix(network.stem), precision)
         self.encoder = nn.ModuleList(stage(f"enc_block_{level}") for level in levels)
-        self.down = nn.ModuleList(block(f"down_{level}") for level in levels)
+        self.down = nn.ModuleList(block(network.get_submodule(f"down_{level}")) for level in levels)
         self.bottleneck = stage("bottleneck")
-        self.up = nn.ModuleList(block(f"up_{level}") for level in reversed(levels))
+        self.up = nn.ModuleList(block(network.get_submodule(f"up_{level}")) for level in reversed(levels))
         self.decoder = nn.ModuleList(stage(f"dec_block_{level}") for level in reversed(levels))
         self.head = _Pointwise(*_matrix(network.get_submodule("out_0.conv_out")), precision)
 
@@ -198,17 +189,15 @@ class _ConvNorm(nn.Module):
 
     def __init__(self, layers: nn.Module, precision: torch.dtype) -> None:
         super().__init__()
-        kinds = [type(layer) for layer in layers.children()]
-        _require(kinds == [nn.Conv3d, nn.InstanceNorm3d, nn.LeakyReLU])
         conv, norm, activation = layers.children()
-        assert isinstance(conv, nn.Conv3d), "just seen"
-        assert isinstance(norm, nn.InstanceNorm3d), "just seen"
-        assert isinstance(activation, nn.LeakyReLU), "just seen"
+        if type(conv) is not nn.Conv3d or type(norm) is not nn.InstanceNorm3d or type(activation) is not nn.LeakyReLU:
+            raise _UnknownLayerError
         _require(conv.groups == 1 and conv.dilation == (1, 1, 1) and conv.padding_mode == "zeros")
         _require(not isinstance(conv.padding, str) and conv.out_channels % 2 == 0)
         _require(norm.affine and not norm.track_running_stats)
         self.stride, self.padding = conv.stride, conv.padding
         self.epsilon, self.slope = norm.eps, float(activation.negative_slope)
+        # Without a bias, which the norm takes away.
         self.register_buffer("weight", _as_filters(conv.weight.detach().to(precision)))
         self.register_buffer("scale", norm.weight.detach())
         self.register_buffer("shift", norm.bias.detach())
@@ -237,6 +226,7 @@ class _Upsampling(nn.Module):
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         batch, *sizes, _ = x.shape
         joined = skip.new_empty((*skip.shape[:4], self.out_channels + skip.shape[4]))
+        # Each voxel becomes a block of its own, and the blocks lie where the convolution would have written them.
         blocks = joined.view(batch, *(part for pair in zip(sizes, self.stride, strict=True) for part in pair), -1)
         found = self.voxels(x).view(batch, *sizes, *self.stride, self.out_channels)
         blocks[..., : self.out_channels] = found.permute(0, 1, 4, 2, 5, 3, 6, 7)
@@ -263,6 +253,7 @@ class ChannelsLastUNet(nn.Module):
         self.head = _Pointwise(*_matrix(decoder.get_submodule(f"seg_layers.{steps[-1]}")), precision)
         first = self.get_submodule("encoder.0.0")
         assert isinstance(first, _ConvNorm), "as built above"
+        # The scan has four channels: with zeros beside them the first convolution runs on tensor cores, too.
         first.weight = _as_filters(functional.pad(first.weight, [0] * 7 + [-first.weight.shape[1] % _ALIGNED]))
         self.channels = first.weight.shape[1]
 

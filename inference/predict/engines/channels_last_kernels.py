@@ -1,9 +1,8 @@
 """Operations of channels-last networks that torch is slow at: CUDA kernels of our own, and the same in plain torch.
 
 Activations are (batch, Z, Y, X, channels), contiguous, with an even number of channels. On CUDA in half precision each
-function here runs a kernel, everywhere else plain torch. Kernels take two channels at a time, add in float32, and are
-compiled when they are first used, by the NVRTC library that comes with torch (torch's own way to it needs setuptools
-and a CUDA toolkit). They are compiled to machine code: an older driver refuses a newer compiler's intermediate code.
+function here runs a kernel, everywhere else plain torch. Kernels take two channels at a time and add in float32. They
+are compiled when they are first used, by the NVRTC library that comes with torch.
 """
 
 from __future__ import annotations
@@ -17,10 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+# Threads of a block, as `__launch_bounds__` in the kernels' source says.
 _THREADS: Final = 256
+# Eight of 256 threads are the 2048 that a multiprocessor takes at most.
 _BLOCKS_PER_PROCESSOR: Final = 8
+# CUDA_ERROR_OUT_OF_MEMORY of the driver's statuses.
 _OUT_OF_MEMORY: Final = 2
-"""Of the CUDA driver's statuses."""
 RUN: Final = 8
 """Outputs along X of one thread of a convolution: even."""
 SOURCE: Final = Path(__file__).with_name("channels_last.cu")
@@ -65,6 +66,7 @@ def sums_of(x: Tensor) -> Tensor:
         voxels, pairs = x[0, ..., 0].numel(), x.shape[4] // 2
         blocks = _blocks(x, voxels)
         sums = _room_for_sums(x, blocks)
+        # This kernel is the same for both kernel sizes; so is `normalise`.
         _launch("statistics", 3, blocks, [x, sums, pairs, voxels])
         return sums.sum(1)
     values = x.flatten(1, 3).float()
@@ -114,6 +116,7 @@ def _depth(x: Tensor, columns: int, planes: int) -> int:
     """Planes that one thread goes through: as many as leave something to do for half of all blocks."""
     enough = _most_blocks(x.device) * _THREADS // 2
     threads = len(x) * x.shape[4] // 2 * columns
+    # A deeper run reads fewer planes twice: K - 1 of them at its ends.
     return next((depth for depth in (16, 8, 4, 2) if threads * -(-planes // depth) >= enough), 1)
 
 
@@ -177,6 +180,7 @@ def _check(status: int) -> None:
         raise RuntimeError(f"CUDA driver error {status} in a kernel of this package")
 
 
+# Called by hand: torch's own way to NVRTC needs setuptools and a CUDA toolkit, which an image for inference has not.
 @cache
 def _compiler() -> ctypes.CDLL:
     """NVRTC: the one that torch has loaded, or lies beside torch. Raises OSError where there is none."""
@@ -202,6 +206,7 @@ def compiled(kernel: int, architecture: str) -> bytes:
         raise RuntimeError("NVRTC does not start")
     try:
         macros = [f"-DK={kernel}".encode(), f"-DRUN={RUN}".encode()]
+        # `sm_`, which gives machine code: an older driver refuses a newer compiler's intermediate code.
         options = [f"--gpu-architecture={architecture}".encode(), b"--std=c++17", *macros]
         status = nvrtc.nvrtcCompileProgram(program, len(options), (ctypes.c_char_p * len(options))(*options))
         kind = "ProgramLog" if status else "CUBIN"

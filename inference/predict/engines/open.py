@@ -10,10 +10,10 @@ from inference.errors import DeviceError, UsageError
 from inference.predict.engines.base import Engine
 from inference.settings import ENGINES, PROFILES, Profile
 
-log = logging.getLogger(__name__)
+_LOG = logging.getLogger(__name__)
 
+# One of them is there wherever CUDA can be (Linux, WSL). Where none is, torch need not be loaded, which takes seconds.
 _GPU_FILES: Final = ("/dev/nvidiactl", "/dev/dxg")
-"""One of them is there wherever CUDA can be (Linux, WSL): where none is, torch need not be loaded to find out."""
 
 
 def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None = None) -> Engine:
@@ -29,6 +29,7 @@ def open_engine(name: str = "auto", device: str = "auto", *, threads: int | None
         raise UsageError(f"engine openvino runs on the CPU only, not on {device!r}: choose --engine torch")
     if device == "auto":
         device = "cuda" if name != "openvino" and _gpu_works() else "cpu"
+    # Imported here, after the checks: a wrong name is answered at once, and only the chosen library is loaded.
     if device == "cpu" and name != "torch":
         try:
             from inference.predict.engines.openvino_engine import OpenVinoEngine
@@ -66,6 +67,6 @@ def _gpu_works() -> bool:
     except ImportError:
         return False
     except DeviceError as error:
-        log.warning("warning: no GPU is used: %s", error)
+        _LOG.warning("warning: no GPU is used: %s", error)
         return False
     return True

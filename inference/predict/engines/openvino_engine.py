@@ -37,42 +37,38 @@ from inference.predict.preprocess import Preprocessed, read_plan
 from inference.settings import Profile
 
 _LOG = logging.getLogger(__name__)
+# Sizes, in strides, on which the first network of each model is compared with itself in float32: the smallest that a
+# pass can have (`pass_shape`), and a slab of few slices. Faults of OpenVINO's have shown at the smallest alone.
 _PROBES: Final = ((2, 2, 2), (2, 3, 4))
-"""Sizes, in strides, on which the first network of each model is compared with the reference: the smallest that a pass
-can have (:func:`pass_shape`), and a slab of few slices. Faults of OpenVINO's have shown at the smallest alone."""
+# Root mean square difference of logits, by their standard deviation, from which on a network is not trusted; bfloat16
+# alone makes 0.01 to 0.025.
 _DISAGREEMENT: Final = 0.1
-"""Root mean square difference of logits, by their standard deviation, from which on a network is not trusted; bfloat16
-alone makes 0.01 to 0.025."""
 
 
 class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
     """Runs networks with OpenVINO on the CPU, in bfloat16 where the processor has it.
 
-    The first network of a model is tried on a small cube, and compared with the same graph in float32, or with torch
-    where `against_torch` asks for it (which loads torch). A model that cannot be compiled or that disagrees is left to
-    torch.
+    The first network of a model is tried on small arrays, and compared with the same graph in float32. A model that
+    cannot be compiled or that disagrees is left to torch.
     """
 
     name = "openvino"
     device = "cpu"
 
-    def __init__(
-        self, *, threads: int | None = None, precision: str | None = None, against_torch: bool = False
-    ) -> None:
+    def __init__(self, *, threads: int | None = None, precision: str | None = None) -> None:
         super().__init__()
         self._core = openvino.Core()
         capabilities = self._core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         self._precision = precision or ("bf16" if "BF16" in capabilities else "f32")
         self._threads = threads or available_threads()
-        self._against_torch = against_torch
-        self._compiled: dict[tuple[int, int], tuple[Model, openvino.CompiledModel]] = {}
-        self._trusted: dict[int, tuple[Model, bool]] = {}
+        self._compiled: dict[tuple[Model, int], openvino.CompiledModel] = {}
+        self._trusted: dict[Model, bool] = {}
         self._torch: Engine | None = None
 
     @property
     def description(self) -> str:
         """Library, version, device and precision, and which models were left to torch."""
-        left = sorted(model.name for model, trusted in self._trusted.values() if not trusted)
+        left = sorted(model.name for model, trusted in self._trusted.items() if not trusted)
         instead = f"; {', '.join(left)}: {self._torch.description}" if self._torch and left else ""
         precision = {"bf16": "bfloat16", "f32": "float32"}[self._precision]
         return f"openvino {openvino.__version__.partition('-')[0]} cpu {precision}{instead}"
@@ -87,12 +83,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
             self._network(model, fold)
 
     def mean_over_folds(
-        self,
-        model: Model,
-        prepared: Preprocessed,
-        profile: Profile,
-        advance: Advance,
-        update: Update | None = None,
+        self, model: Model, prepared: Preprocessed, profile: Profile, advance: Advance, update: Update | None = None
     ) -> NDArray[np.float32]:
         """As :class:`inference.predict.engines.base.Engine` says."""
         with self._lock:
@@ -103,7 +94,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
     @contextmanager
     def _opened(self, model: Model, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
         yield partial(self._forward, model, fold)
-        # What OpenVINO keeps for activations, 1 to 2 GB at full size; it needs all requests to be gone.
+        # What OpenVINO keeps for activations, 1 to 2 GB a network at full size; it needs all requests to be gone.
         self._network(model, fold).release_memory()
 
     def _forward(self, model: Model, fold: int, arrays: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
@@ -111,11 +102,12 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         request = self._network(model, fold).create_infer_request()
         for array in arrays:
             logits = _infer(request, array)
+            # By the sum, which is NaN or infinite where any of them is, and needs no array of its own.
             if not np.isfinite(logits.sum()):
                 # Where memory was short anywhere in the process, what a network has prepared for a size may answer NaN
                 # from then on; compiled anew it does not.
                 _LOG.warning("%s, fold %d: its answer is not finite: its network is compiled anew", model.name, fold)
-                del request, self._compiled[id(model), fold]
+                del request, self._compiled[model, fold]
                 request = self._network(model, fold).create_infer_request()
                 logits = _infer(request, array)
             yield logits
@@ -139,20 +131,19 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         return np.flip(array, axes)
 
     def _network(self, model: Model, fold: int) -> openvino.CompiledModel:
-        # The model is kept beside its network, so that no other object can take over its id.
-        key = (id(model), fold)
-        if key not in self._compiled:
+        if (model, fold) not in self._compiled:
             try:
                 graph = self._graph(model, fold)
             except BundleError as error:
                 raise BundleError(f"{model.name}, fold {fold}: {error}") from error
-            self._compiled[key] = model, self._compile(graph, self._precision)
-        return self._compiled[key][1]
+            self._compiled[model, fold] = self._compile(graph, self._precision)
+        return self._compiled[model, fold]
 
     def _graph(self, model: Model, fold: int) -> openvino.Model:
         if model.format != "openvino":
             return build_graph(model.architecture, heads_of(model), model.tensors(fold))
         path = model.network_file(fold)
+        # A bundle is data from outside: its graph must have our inputs and outputs, and our networks' operations alone.
         try:
             graph = self._core.read_model(path)
         except RuntimeError as error:
@@ -179,7 +170,7 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
 
     def _trusts(self, model: Model) -> bool:
         """Whether a model's networks run here, found out with its first fold."""
-        if id(model) not in self._trusted:
+        if model not in self._trusted:
             try:
                 found = self._mismatch(model)
             except (RuntimeError, UnsupportedGraphError) as error:
@@ -190,28 +181,24 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
                 )
             if found:
                 _LOG.warning("%s: OpenVINO does not run its networks, torch does instead: %s", model.name, found)
-            self._trusted[id(model)] = model, not found
-        return self._trusted[id(model)][1]
+            self._trusted[model] = not found
+        return self._trusted[model]
 
     def _mismatch(self, model: Model) -> str:
         """Reason not to trust a model's networks, or nothing."""
         fold = model.folds[0]
         compiled = self._network(model, fold)
-        expected_by = None if self._precision == "f32" else self._compile(self._graph(model, fold), "f32")
+        exact = None if self._precision == "f32" else self._compile(self._graph(model, fold), "f32")
         stride = network_stride(model.architecture)
         for probe in _PROBES:
             sizes = pass_shape([count * step for count, step in zip(probe, stride, strict=True)], model.architecture)
             scan = np.random.default_rng(0).standard_normal((len(SEQUENCES), *sizes), np.float32)
             found = _infer(compiled.create_infer_request(), scan)
-            if self._against_torch and model.format == "safetensors":
-                expected = _torch_logits(model, fold, scan)
-            elif expected_by is not None:
-                expected = _infer(expected_by.create_infer_request(), scan)
-            elif not np.isfinite(found).all():
-                return "its answers are not finite"
+            if exact is None:
+                reason = "" if np.isfinite(found).all() else "its answers are not finite"
             else:
-                continue
-            if reason := mismatch(found, expected, _DISAGREEMENT):
+                reason = mismatch(found, _infer(exact.create_infer_request(), scan), _DISAGREEMENT)
+            if reason:
                 return reason
         return ""
 
@@ -242,9 +229,3 @@ def _infer(request: openvino.InferRequest, array: NDArray[np.float32]) -> NDArra
     request.infer({0: np.ascontiguousarray(array[None], np.float32)}, share_inputs=True)
     # Copied, because the request's own buffer is written to by its next pass.
     return np.array(request.get_output_tensor(0).data[0], np.float32)
-
-
-def _torch_logits(model: Model, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
-    from inference.predict.engines.torch_engine import TorchEngine
-
-    return TorchEngine("cpu").logits(model, fold, array)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from inference.boxes import Box
 from inference.bundle.store import Model
-from inference.predict.engines.base import Advance, Update, pass_shape
+from inference.predict.engines.base import Advance, Update, heads_of, pass_shape
 from inference.predict.preprocess import Preprocessed
 from inference.predict.tiling import MIRRORINGS, Triple, gaussian, pad, sum_of_weights, windows
 from inference.settings import Profile
@@ -31,32 +31,31 @@ class PassEngine(ABC, Generic[Array]):
     """Runs a model's networks over a scan. A subclass says how one network is run, and on which arrays."""
 
     def __init__(self) -> None:
-        # Networks and their buffers belong to one caller at a time.
+        # Networks and their buffers belong to one caller at a time. Reentrant, because OpenVinoEngine holds it as well.
         self._lock = threading.RLock()
 
     def mean_over_folds(
-        self,
-        model: Model,
-        prepared: Preprocessed,
-        profile: Profile,
-        advance: Advance,
-        update: Update | None = None,
+        self, model: Model, prepared: Preprocessed, profile: Profile, advance: Advance, update: Update | None = None
     ) -> NDArray[np.float32]:
         """As :class:`inference.predict.engines.base.Engine` says."""
         with self._lock, self._session():
+            # Resampling comes before the sigmoid in nnU-Net. Where probabilities are averaged, it comes once, after the
+            # mean, and each network is brought to the scan's grid only where it is asked for.
             late = profile is Profile.FAST or model.averaging == "probabilities"
-            total: Array | None = None
-            for found in self._folds(model, prepared, profile, advance):
-                probabilities = found if late else self._probabilities(self._to_crop_grid(found, prepared), model.heads)
-                if update is not None:
-                    update(self._to_host(self._to_crop_grid(found, prepared) if late else probabilities))
-                if total is None:
-                    total = probabilities
-                else:
-                    total += probabilities
-            assert total is not None, "a model has at least one fold"
-            total /= len(model.folds)
-            return self._to_host(self._to_crop_grid(total, prepared) if late else total)
+
+            def folds() -> Iterator[Array]:
+                for found in self._folds(model, prepared, profile, advance):
+                    if late:
+                        probabilities = found
+                    else:
+                        probabilities = self._probabilities(self._to_crop_grid(found, prepared), model.heads)
+                    if update is not None:
+                        update(self._to_host(self._to_crop_grid(found, prepared) if late else probabilities))
+                    yield probabilities
+
+            mean = _summed(folds())
+            mean /= len(model.folds)
+            return self._to_host(self._to_crop_grid(mean, prepared) if late else mean)
 
     def _folds(self, model: Model, prepared: Preprocessed, profile: Profile, advance: Advance) -> Iterator[Array]:
         """Logits (heads, Z, Y, X) of each fold on the network's grid, or its region probabilities (3, Z, Y, X)."""
@@ -76,31 +75,23 @@ class PassEngine(ABC, Generic[Array]):
     def _tiled(self, forward: Forward[Array], array: Array, patch: Triple, model: Model, advance: Advance) -> Array:
         """Logits (heads, Z, Y, X), or region probabilities where those are averaged, by tiles and mirrorings."""
         z, y, x = array.shape[1:]
-        weights = self._to_device(gaussian(patch), exact=True)
-        total: Array | None = None
-        for tile in windows((z, y, x), patch):
-            mirrored = self._mirrored_sum(forward, _part(array, tile), model, advance)
-            mirrored *= weights
-            if total is None:
-                total = self._zeros((len(mirrored), z, y, x))
-            part = _part(total, tile)
-            part += mirrored
-        assert total is not None, "there is at least one tile"
-        total /= self._to_device(sum_of_weights((z, y, x), patch), exact=True)
-        return total
+        averaged = model.averaging == "probabilities"
 
-    def _mirrored_sum(self, forward: Forward[Array], tile: Array, model: Model, advance: Advance) -> Array:
-        """Sum of a network's answers for a tile (4, Z, Y, X) in all mirrorings, each turned back."""
-        total: Array | None = None
-        for axes, logits in zip(MIRRORINGS, forward(self._flip(tile, axes) for axes in MIRRORINGS), strict=True):
-            averaged = model.averaging == "probabilities"
-            answer = self._flip(self._probabilities(logits, model.heads) if averaged else logits, axes)
-            if total is None:
-                total = answer
-            else:
-                total += answer
-            advance()
-        assert total is not None, "there are eight mirrorings"
+        def mirrored(tile: Array) -> Iterator[Array]:
+            """A network's answers for a tile (4, Z, Y, X) in all mirrorings, each turned back."""
+            for axes, logits in zip(MIRRORINGS, forward(self._flip(tile, axes) for axes in MIRRORINGS), strict=True):
+                yield self._flip(self._probabilities(logits, model.heads) if averaged else logits, axes)
+                advance()
+
+        weights = self._to_device(gaussian(patch), exact=True)
+        total = self._zeros((3 if averaged else heads_of(model), z, y, x))
+        for tile in windows((z, y, x), patch):
+            answer = _summed(mirrored(_part(array, tile)))
+            # Once for all mirrorings, each of which is turned back already. nnU-Net does the same.
+            answer *= weights
+            part = _part(total, tile)
+            part += answer
+        total /= self._to_device(sum_of_weights((z, y, x), patch), exact=True)
         return total
 
     def _session(self) -> AbstractContextManager[object]:
@@ -140,3 +131,11 @@ def _part(array: Array, box: Box) -> Array:
     """The part of an array (C, Z, Y, X) that lies in a box (Z, Y, X), as a view."""
     z, y, x = box
     return array[:, z, y, x]
+
+
+def _summed(arrays: Iterator[Array]) -> Array:
+    """The sum of arrays, of which there is at least one; it takes the place of the first."""
+    total = next(arrays)
+    for array in arrays:
+        total += array
+    return total

@@ -8,12 +8,12 @@ between unless the single networks are asked for, or logits are resampled in a w
 thick slices). The mirrorings of a tile are one batch, which is halved for good where memory does not suffice. The
 weights of all networks stay on the device; where they leave no room for a single pass, they come from the host one
 network at a time.
-
-Estimated and left out: one pass over the tiles for all folds at once would save the stacking of batches, which is 0.3 %
-of the memory traffic of a case at full size, and need the sums of all folds and all weights at hand. Pinned memory
-costs a copy of its own, and an upload of 50 MB takes 10 ms without it. A weighted sum over models on the device would
-save a copy and an addition of 40 MB a model, 10 and 30 ms of seconds.
 """
+
+# Estimated and left out: one pass over the tiles for all folds at once would save the stacking of batches, which is
+# 0.3 % of the memory traffic of a case at full size, and need the sums of all folds and all weights at hand. Pinned
+# memory costs a copy of its own, and an upload of 50 MB takes 10 ms without it. A weighted sum over models on the
+# device would save a copy and an addition of 40 MB a model, 10 and 30 ms of seconds.
 
 from __future__ import annotations
 
@@ -42,14 +42,13 @@ from inference.predict.resampling import LINEAR, thick_axis
 from inference.predict.tiling import MIRRORINGS
 
 _LOG = logging.getLogger(__name__)
-_GPU_BATCH = len(MIRRORINGS)
+# Root mean square difference of logits, by their standard deviation, from which on a channels-last view is not trusted;
+# half precision alone makes 0.002.
 _DISAGREEMENT = 0.05
-"""Root mean square difference of logits, by their standard deviation, from which on a channels-last view is not
-trusted; half precision alone makes 0.002."""
 _HOST = torch.device("cpu")
+# What torch says, in a plain RuntimeError, of a convolution that has no memory for its workspace, or that cuDNN cannot
+# do, and of a matrix product that finds no memory.
 _SHORTAGES = ("unable to find an engine", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Messages about a convolution that has no memory for its workspace, or that cuDNN cannot do, and about matrix
-products that find none."""
 _INSTEAD = "choose --engine openvino --device cpu, or another bundle"
 
 
@@ -91,10 +90,10 @@ class TorchEngine(PassEngine[Tensor]):
         self._on_gpu = self._device.type == "cuda"
         if not self._on_gpu:
             torch.set_num_threads(threads or available_threads())
-        self._batch = _GPU_BATCH if self._on_gpu else 1
-        self._networks: dict[tuple[int, int], tuple[Model, nn.Module]] = {}
-        # By the id of a model, which is kept in `_networks`.
-        self._channels_last: dict[int, bool] = {}
+        # All mirrorings of a tile at once; on a CPU one by one: eight need eight times the memory for activations.
+        self._batch = len(MIRRORINGS) if self._on_gpu else 1
+        self._networks: dict[tuple[Model, int], nn.Module] = {}
+        self._channels_last: dict[Model, bool] = {}
         self._placed: set[nn.Module] = set()
         self._one_at_a_time = False
 
@@ -122,13 +121,6 @@ class TorchEngine(PassEngine[Tensor]):
             except BundleError as error:
                 raise BundleError(f"{model.name}, fold {fold}: {error}") from error
 
-    @torch.inference_mode()
-    def logits(self, model: Model, fold: int, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Logits (heads, Z, Y, X) of one fold for an array (4, Z, Y, X) whose sizes suit the network's stride."""
-        with self._lock:
-            batch = torch.from_numpy(array).to(self._device)[None]
-            return self._to_host(self._forward(self._network(model, fold), batch)[0])
-
     @contextmanager
     def _session(self) -> Iterator[None]:
         with torch.inference_mode():
@@ -140,6 +132,7 @@ class TorchEngine(PassEngine[Tensor]):
 
         def forward(arrays: Iterable[Tensor]) -> Iterator[Tensor]:
             waiting = iter(arrays)
+            # Asked anew for every batch: a shortage of memory makes them smaller.
             while batch := list(islice(waiting, self._batch)):
                 yield from self._forward(network, torch.stack(batch))
 
@@ -158,12 +151,13 @@ class TorchEngine(PassEngine[Tensor]):
             return array
         resampling = plan.logits_resampling
         thick = thick_axis(plan.spacing, prepared.crop_spacing, resampling.force_separate_z)
-        # Splines of order 1, nnU-Net's default for logits, are the same interpolation.
+        # Splines of order 1, which nnU-Net's planner names for logits, are the same interpolation.
         if thick is None and (resampling.name == LINEAR or resampling.order == 1):
             return functional.interpolate(array[None], shape, mode="trilinear")[0]
         return self._to_device(prepared.to_crop_grid(self._to_host(array)), exact=True)
 
     def _to_device(self, array: NDArray[np.float32], *, exact: bool = False) -> Tensor:
+        # Copied, because `from_numpy` warns of arrays that must not be written to, as cached weights are.
         tensor = torch.tensor(array, device=self._device)
         # Half precision once instead of in every pass: tiles are stacked in half the time, too.
         return tensor.half() if self._on_gpu and not exact else tensor
@@ -179,30 +173,31 @@ class TorchEngine(PassEngine[Tensor]):
         return array.flip(axes)
 
     def _network(self, model: Model, fold: int) -> nn.Module:
-        # The model is kept beside its network, so that no other object can take over its id.
-        key = (id(model), fold)
-        if key not in self._networks:
+        if (model, fold) not in self._networks:
+            # On `meta` nothing is initialised only to be overwritten.
             with torch.device("meta"):
                 network = build_network(model.architecture, len(SEQUENCES), heads_of(model))
             load_weights(network, model.tensors(fold))
-            self._networks[key] = model, self._view_of(model, network.eval())
-        network = self._networks[key][1]
+            self._networks[model, fold] = self._view_of(model, network.eval())
+        network = self._networks[model, fold]
         if network not in self._placed:
             self._place(network)
         return network
 
     def _view_of(self, model: Model, network: nn.Module) -> nn.Module:
         """The view of a network that runs on a GPU, or the network itself; decided with the first of a model."""
-        rearranged = channels_last(network) if self._on_gpu and self._channels_last.get(id(model), True) else None
+        if not self._on_gpu or not self._channels_last.get(model, True):
+            return network
+        rearranged = channels_last(network)
         factor = shuffle_factor(model.architecture)
         if rearranged is not None and factor > 1:
             on_coarser_grid(rearranged, factor)
-        if self._on_gpu and id(model) not in self._channels_last:
+        if model not in self._channels_last:
             found = self._mismatch(model, network, rearranged) if rearranged else ""
             if found:
                 _LOG.warning("%s: its networks run as they are, not channels last: %s", model.name, found)
-            self._channels_last[id(model)] = rearranged is not None and not found
-        return rearranged if rearranged and self._channels_last[id(model)] else network
+            self._channels_last[model] = rearranged is not None and not found
+        return rearranged if rearranged and self._channels_last[model] else network
 
     def _mismatch(self, model: Model, network: nn.Module, rearranged: nn.Module) -> str:
         """Reason not to trust the channels-last view of a network, or nothing.
@@ -218,7 +213,7 @@ class TorchEngine(PassEngine[Tensor]):
         except DeviceError:
             raise
         except Exception as error:
-            # What cuDNN cannot do was taken for a lack of memory.
+            # Whatever it is, the network itself still runs. What cuDNN cannot do was taken for a lack of memory.
             self._one_at_a_time = one_at_a_time
             reason, _, _ = str(error).partition("\n")
             return f"{type(error).__name__}: {reason}"
@@ -258,7 +253,7 @@ class TorchEngine(PassEngine[Tensor]):
 
     def _clear_for(self, network: nn.Module) -> None:
         """Take all other networks off the device, those too of which only a part came to lie there."""
-        for _, other in self._networks.values():
+        for other in self._networks.values():
             if other is not network:
                 other.to(_HOST)
         self._placed &= {network}

@@ -235,7 +235,7 @@ def test_models_are_weighted_and_outside_is_zero() -> None:
 
 def test_probabilities_that_are_no_numbers_are_refused_by_model() -> None:
     bundle = [fixed_model("a", 1.0), fixed_model("b", 1.0)]
-    with pytest.raises(DeviceError, match=r"^b: its networks gave probabilities that are no numbers"):
+    with pytest.raises(DeviceError, match=r"^b: its networks gave probabilities that are not finite"):
         predict(make_scan(SMALL), MILLIMETRE, bundle, Fixed({"a": [0.5], "b": [0.5, np.nan]}), Profile.FAST)
 
 

@@ -103,9 +103,9 @@ def test_one_graph_takes_any_size() -> None:
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_phases_are_a_transposed_convolution(kernel: int) -> None:
     """The rewriting alone, along one axis: what lies between two samples comes from both."""
-    from inference.predict.engines.openvino_graph import _phases
+    from inference.predict.engines.openvino_layers import phases
 
-    table, before = _phases(kernel)
+    table, before = phases(kernel)
     rng = np.random.default_rng(0)
     weights, signal = rng.normal(size=kernel), rng.normal(size=9)
     expected = torch.nn.functional.conv_transpose1d(

@@ -321,8 +321,8 @@ def test_networks_run_channels_last_on_a_gpu(
     assert engine.description.endswith("float16")
     engine.load(model)
     assert engine.description.endswith("float16, channels last")
-    assert all(type(network).__name__.startswith("ChannelsLast") for _, network in engine._networks.values())
-    assert engine._placed == {network for _, network in engine._networks.values()}, "what was only tried is gone"
+    assert all(type(network).__name__.startswith("ChannelsLast") for network in engine._networks.values())
+    assert engine._placed == set(engine._networks.values()), "what was only tried is gone"
     # One model that has no such view is enough for the record not to say so.
     odd = make_model(make_plans(unet_architecture((4, 7))), name="odd", folds=1)
     engine.load(odd)
@@ -368,8 +368,8 @@ def test_a_channels_last_view_that_does_not_work_is_left(
     (message,) = caplog.messages
     assert message.startswith("unet: ")
     assert message.endswith(reason)
-    assert [type(network).__name__ for _, network in engine._networks.values()] == ["PlainConvUNet"] * 2
-    assert engine._placed == {network for _, network in engine._networks.values()}
+    assert [type(network).__name__ for network in engine._networks.values()] == ["PlainConvUNet"] * 2
+    assert engine._placed == set(engine._networks.values())
     assert engine.description.endswith("float16")
 
 
