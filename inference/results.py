@@ -95,7 +95,7 @@ def draw(
             from inference.report.volumes import viewer_script
 
             drawing = CaseDrawing(scan.data, labels, scan.spacing, scan.case, tuple(warnings))
-            draw_case(drawing, report / f"{scan.case}{PICTURE_SUFFIX}")
+            write_whole(report / f"{scan.case}{PICTURE_SUFFIX}", draw_case(drawing))
             script = viewer_script(scan.case, scan.data, labels, scan.spacing, maps)
             write_whole(report / f"{scan.case}{VIEWER_SUFFIX}", script)
     except Exception as error:

@@ -9,8 +9,8 @@ from typing import Final
 from inference.errors import UsageError
 from inference.report.record import CaseRecord, Record, RunRecord
 
+# How many failed cases the line names: a cohort can fail as a whole, and a line stays a line.
 _NAMED: Final = 20
-"""How many failed cases the line names."""
 
 
 def merge_records(records: Mapping[str, Record], earlier: Sequence[Record] = ()) -> Record:
@@ -47,6 +47,7 @@ def merge_records(records: Mapping[str, Record], earlier: Sequence[Record] = ())
     merged = replace(
         run,
         started=min(each.started for each in runs),
+        # Shards may run beside each other: what the cohort cost, not how long it took.
         seconds=round(sum(each.seconds or 0.0 for each in runs), 3),
         exit_status=status,
         shards=tuple(runs),

@@ -47,6 +47,7 @@ class _Cell:
 def write_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> Path:
     """Write the page of a run to `folder/index.html`; FolderError where that fails."""
     path = folder / PAGE
+    # An ID may hold bytes that are no UTF-8, as file names may.
     write_whole(path, render_page(run, cases, folder).encode("utf-8", "replace"))
     return path
 
@@ -66,9 +67,6 @@ def render_page(run: RunRecord, cases: Sequence[CaseRecord], folder: Path) -> st
         planes=EDGE_MARKS,
         labels=[(int(label), label.name, LABEL_NAMES[label], colour) for label, colour in LABEL_COLOURS.items()][::-1],
     )
-
-
-# --- table ----------------------------------------------------------------------------------------------------------
 
 
 def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
@@ -94,6 +92,7 @@ def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
 
 def _shared(rows: Sequence[Mapping[str, _Cell]]) -> tuple[dict[str, str], set[str]]:
     """Entries that are the same for all cases, by column; and the columns that the table need not have."""
+    # Columns that are empty, or the same for all cases, push what differs off a small screen.
     shared: dict[str, str] = {}
     hidden: set[str] = set()
     for heading in (*_SHARED, "ET/WT", "Agreement"):
@@ -133,9 +132,6 @@ def _notes(case: CaseRecord) -> list[str]:
 def _unbroken(text: str) -> str:
     """A text that is not broken between two lines."""
     return text.replace(" ", "\u00a0")
-
-
-# --- one case -------------------------------------------------------------------------------------------------------
 
 
 def _shown(case: CaseRecord, folder: Path) -> dict[str, object]:

@@ -17,11 +17,8 @@ from inference.labels import REGIONS, region_mask
 from inference.refine.postprocess import RefinementRecord, Removed
 from inference.schema import Text, read_json, to_json
 
-RECORD_SCHEMA: Final[Literal[1]] = 1
-"""Version of the record's layout."""
-
+# Bytes of a record that is read; one of 100 000 cases has some 100 MB.
 _LARGEST: Final = 2**30
-"""Bytes of a record that is read; one of 100 000 cases has some 100 MB."""
 
 Status = Literal["ok", "repaired", "failed", "empty"]
 """Written; written after repairs to the scan; not written; an all-background file written in place of a failure."""
@@ -75,7 +72,7 @@ class BundleIdentity:
 class RunRecord:
     """Account of a run, its cases apart."""
 
-    schema: Literal[1] = field(default=RECORD_SCHEMA, kw_only=True)
+    schema: Literal[1] = field(default=1, kw_only=True)
     """Version of the record's layout."""
     command: tuple[str, ...]
     """The arguments, as given."""
@@ -151,6 +148,7 @@ def plain(value: object) -> object:
         return {str(key): plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(entry) for entry in value]
+    # JSON has no NaN and no infinity; a reader that takes them is an exception.
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, int | str | None) else str(value)

@@ -27,11 +27,11 @@ class RecordFile:
         self._path = path
         self._run: RunRecord | None = None
         self._cases: list[CaseRecord] = []
+        # How many of the cases are in the file: those that a full disk kept out wait, and go in with a later one.
         self._written = 0
-        """How many of the cases are in the file."""
         self._file = -1
+        # Where the brackets begin that close the list of cases.
         self._end = 0
-        """Where the brackets begin that close the list of cases."""
         self._brackets = b""
         if path is not None:
             prepare_folder(path.parent)
@@ -46,6 +46,7 @@ class RecordFile:
         write_whole(self._path, contents)
         self._end = contents.rindex(b"]")
         self._brackets = contents[self._end :]
+        # Closed on exec: no process that a library starts holds the record open.
         self._file = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
 
     def add(self, case: CaseRecord) -> None:
@@ -78,12 +79,14 @@ class RecordFile:
             from inference.report.page import write_page
 
             write_page(self._run, self._cases, report)
+        # Whatever it is: the label maps and the record are there, and a page is not worth an exit status.
         except Exception as error:
             log.debug("no page", exc_info=True)
             log.error("warning: no page: %s", str(error) or type(error).__name__)
 
     def _append(self) -> None:
         """Write the waiting cases over the brackets, in one call; where that fails the file stays as it was."""
+        # Two runs with one record would write into each other.
         if os.fstat(self._file).st_size != self._end + len(self._brackets):
             raise OSError("somebody else has written to it; it will be whole at the end")
         waiting = self._cases[self._written :]
@@ -94,6 +97,7 @@ class RecordFile:
             if written < len(text) + len(self._brackets):
                 raise OSError("No space left on device")
         except OSError:
+            # What was written of a case goes first: it may be longer than the brackets.
             os.ftruncate(self._file, self._end)
             os.pwrite(self._file, self._brackets, self._end)
             raise

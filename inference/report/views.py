@@ -13,6 +13,7 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import Box, bounding_box
 from inference.labels import REGIONS, Label, region_mask
 
 Plane = Literal["axial", "coronal", "sagittal"]
@@ -30,23 +31,12 @@ EDGE_MARKS: Final[Mapping[Plane, tuple[str, str]]] = {
 LABEL_COLOURS: Final[Mapping[Label, str]] = {Label.ED: "#56B4E9", Label.NCR: "#D55E00", Label.ET: "#F0E442"}
 """Sky blue, vermilion and yellow of Okabe and Ito's palette, told apart in every common form of colour blindness."""
 
-LABEL_NAMES: Final[Mapping[Label, str]] = {
-    Label.ET: "enhancing tumour",
-    Label.NCR: "necrotic core",
-    Label.ED: "oedema",
-}
-"""What the labels are called where there is room."""
+LABEL_NAMES: Final = {Label.ET: "enhancing tumour", Label.NCR: "necrotic core", Label.ED: "oedema"}
+SEQUENCE_NAMES: Final = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "T2-FLAIR"}
+"""What the labels and the sequences are called where there is room."""
 
-SEQUENCE_NAMES: Final[Mapping[str, str]] = {
-    "t1n": "T1",
-    "t1c": "T1 with contrast",
-    "t2w": "T2",
-    "t2f": "T2-FLAIR",
-}
-"""What the sequences are called where there is room."""
-
+# Slices nearer than this show the same: about the thickness of a clinical slice.
 _SAME_SLICE_MM: Final = 6.0
-"""Slices nearer than this show the same."""
 
 
 @dataclass(frozen=True)
@@ -90,11 +80,13 @@ def choose_views(
     if not present:
         return tuple(View(plane, _middle(brain, plane), "middle of the brain") for plane in NORMAL_AXIS)[::-1]
     reasons: dict[int, list[str]] = {}
+    # From ET outwards, so that a slice shared by several regions is the one chosen for the smallest.
     for region in reversed(present):
         index = _fullest(region_mask(labels, region), "axial")
         near = next((other for other in reasons if abs(other - index) * spacing[2] < _SAME_SLICE_MM), index)
         reasons.setdefault(near, []).append(region)
     views = [View("axial", index, f"most {', '.join(reasons[index])}") for index in sorted(reasons, reverse=True)]
+    # The core where there is one: the whole tumour's widest slice may pass through oedema alone.
     shown = present[min(1, len(present) - 1)]
     mask = region_mask(labels, shown)
     others: tuple[Plane, ...] = ("coronal", "sagittal")
@@ -129,23 +121,19 @@ def _middle(brain: NDArray[np.bool_], plane: Plane) -> int:
     return int(np.median(np.nonzero(brain)[NORMAL_AXIS[plane]]))
 
 
-def brain_box(brain: NDArray[np.bool_], margin: int = 4) -> tuple[slice[int, int, None], ...]:
+def brain_box(brain: NDArray[np.bool_], margin: int = 4) -> Box:
     """The box of a mask (X, Y, Z) with a margin of voxels; the whole array where the mask is empty."""
     if not brain.any():
-        return tuple(slice(0, length, None) for length in brain.shape)
-    return tuple(
-        slice(max(int(where.min()) - margin, 0), min(int(where.max()) + 1 + margin, length), None)
-        for where, length in zip(np.nonzero(brain), brain.shape, strict=True)
-    )
+        return tuple(slice(0, length) for length in brain.shape)
+    sides = zip(bounding_box(brain), brain.shape, strict=True)
+    return tuple(slice(max(side.start - margin, 0), min(side.stop + margin, length)) for side, length in sides)
 
 
 def brightness(volume: NDArray[np.float32], brain: NDArray[np.bool_]) -> NDArray[np.uint8]:
-    """Grey levels 1 to 255 between the 1st and the 99.7th percentile of the brain (X, Y, Z), background 0.
-
-    The lower end is a percentile because brain voxels can be negative where the background is 0.
-    """
+    """Grey levels 1 to 255 between the 1st and the 99.7th percentile of the brain (X, Y, Z), background 0."""
     if not brain.any():
         return np.zeros(volume.shape, np.uint8)
+    # Percentiles at both ends: voxels of the brain can be negative, and vessels and single bad voxels far too bright.
     low, high = np.percentile(volume[brain], (1.0, 99.7))
     grey = np.clip((volume - low) / max(high - low, 1e-6), 0, 1) * 254 + 1
     return np.where(brain, grey, 0).astype(np.uint8)

@@ -17,19 +17,20 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from inference.boxes import Box
 from inference.labels import REGIONS, SEQUENCES
 from inference.report.views import brain_box
 
+# Bytes of a script: seven cases of a report fit into a mail.
 _LARGEST: Final = 3_000_000
-"""Bytes of a script. Seven cases of a report fit into a mail."""
+# Of JPEG, from 0 to 100. The first with which the script is small enough is taken.
 _QUALITIES: Final = (82, 70, 55, 40, 25)
-"""Of JPEG, from 0 to 100. The first with which the script is small enough is taken."""
+# Of a volume; a brain's box at 1 mm has about 3.5 million.
 _MOST_VOXELS: Final = 4_500_000
-"""Of a volume; a brain's box at 1 mm has about 3.5 million."""
+# Pixels of JPEG's blocks: tiles of whole blocks do not show in one another.
 _BLOCK: Final = 8
-"""Pixels of JPEG's blocks: tiles of whole blocks do not show in one another."""
-FRACTION_STEPS: Final = 50
-"""A map's values are rounded to so many steps, which PNG makes about as small as JPEG would, and keeps."""
+# A map's values are rounded to so many steps, which PNG makes about as small as JPEG would, and keeps exactly.
+_FRACTION_STEPS: Final = 50
 CLASS_STEP: Final = 60
 """Grey levels between classes, so that no rounding of a browser makes one of another."""
 
@@ -38,7 +39,7 @@ CLASS_STEP: Final = 60
 class _Grid:
     """Which voxels of a scan the viewer has."""
 
-    box: tuple[slice[int, int, None], ...]
+    box: Box
     """The brain's, in the canonical array."""
     step: tuple[int, ...]
     """Voxels of the scan per voxel of the viewer, along X, Y, Z."""
@@ -56,6 +57,7 @@ class _Grid:
 
     def pick(self, labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """A label map (X, Y, Z) of the scan on the viewer's grid: the first voxel of each block."""
+        # A mean of labels is none, and the most frequent label would lose thin rims.
         return labels[self.box][tuple(slice(None, None, step) for step in self.step)]
 
 
@@ -73,6 +75,7 @@ def viewer_script(
     the 99.9th percentile of the brain.
     """
     brain = (data != 0).any(axis=0)
+    # With the labels, which may reach beyond the brain; all of them must be seen.
     box = brain_box(brain | (labels > 0), margin=2)
     grid = _Grid(box, _steps([part.stop - part.start for part in box], spacing))
     inside = grid.reduce(brain.astype(np.float32)) > 0
@@ -127,6 +130,7 @@ def _levels(
     """Levels 1 to 255 of a volume, 0 outside the brain; the intensities of 1 and 255; the window to begin with."""
     if not brain.any():
         return np.zeros(volume.shape, np.uint8), [0.0, 1.0], [0.0, 1.0]
+    # A wider range than the window's, so that a reader who changes the window finds something there.
     low, dark, bright, high = (float(value) for value in np.percentile(volume[brain], (0.1, 1.0, 99.7, 99.9)))
     high = max(high, low + 1e-6)
     levels = np.clip((volume - low) / (high - low), 0, 1) * 254 + 1
@@ -135,8 +139,8 @@ def _levels(
 
 def _fractions(volume: NDArray[np.float32], columns: int) -> str:
     """A sheet of values from 0 to 1, whose step is 5 of 250 grey levels."""
-    steps = np.rint(FRACTION_STEPS * np.clip(volume, 0, 1)).astype(np.uint8)
-    return _sheet(steps * (250 // FRACTION_STEPS), columns, "PNG")
+    steps = np.rint(_FRACTION_STEPS * np.clip(volume, 0, 1)).astype(np.uint8)
+    return _sheet(steps * (250 // _FRACTION_STEPS), columns, "PNG")
 
 
 def _sheet(volume: NDArray[np.uint8], columns: int, kind: Literal["JPEG", "PNG"], quality: int = 0) -> str:

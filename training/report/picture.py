@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from inference.errors import ExitStatus, UsageError
+from inference.files import write_whole
 from inference.intake.cases import find_cases
 from inference.intake.label_map import read_label_map
 from inference.intake.scan import read_scan
@@ -40,5 +41,5 @@ def run(arguments: argparse.Namespace) -> int:
         f"{region} {scores[region].dice:.3f} ({scores[region].lesionwise_dice:.3f})" for region in REGIONS
     )
     drawing = CaseDrawing(scan.data, labels, scan.spacing, case.id, reference=reference, scores=line)
-    draw_case(drawing, arguments.output)
+    write_whole(arguments.output, draw_case(drawing))
     return ExitStatus.OK

@@ -1,7 +1,5 @@
 "use strict";
 
-// --- the table ------------------------------------------------------------------------------------------------------
-
 const table = document.getElementById("table");
 
 function sortTable(heading) {
@@ -49,8 +47,6 @@ function filterTable() {
 filter.hidden = false;
 filter.addEventListener("input", filterTable);
 filter.addEventListener("submit", event => event.preventDefault());
-
-// --- cases ----------------------------------------------------------------------------------------------------------
 
 // With scripts one case at a time is shown, below the table; without, all are listed there.
 document.documentElement.classList.add("scripted");

@@ -119,8 +119,6 @@ class Viewer {
     return plane;
   }
 
-  // --- what a reader does
-
   move(axis, index) {
     this.position[axis] = Math.min(Math.max(Math.round(index), 0), this.data.shape[axis] - 1);
     this.draw();
@@ -185,8 +183,6 @@ class Viewer {
     this.windows[name] = [middle - half, middle + half];
     this.draw();
   }
-
-  // --- pictures
 
   // The overlay that was chosen, if any.
   map() {

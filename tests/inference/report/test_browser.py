@@ -34,7 +34,8 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
     labels = np.zeros(data.shape[1:], np.uint8)
     labels[10:30, 10:30, 20:40] = Label.ET
     maps = np.repeat((labels == Label.ET).astype(np.float32)[None], 3, axis=0) / 2
-    draw_case(CaseDrawing(data, labels, (1.0, 1.0, 1.0), "Case-B"), folder / f"Case-B{PICTURE_SUFFIX}")
+    picture = draw_case(CaseDrawing(data, labels, (1.0, 1.0, 1.0), "Case-B"))
+    (folder / f"Case-B{PICTURE_SUFFIX}").write_bytes(picture)
     script = viewer_script("Case-B", data, labels, (1.0, 1.0, 1.0), {"probabilities": maps})
     (folder / f"Case-B{VIEWER_SUFFIX}").write_bytes(script)
     return write_page(*record(), folder).as_uri()

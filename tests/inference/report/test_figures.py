@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from inference.errors import FolderError
 from inference.intake.cases import find_cases
 from inference.intake.label_map import read_labels
 from inference.intake.scan import read_scan
@@ -182,17 +181,6 @@ def test_with_a_reference_the_slice_with_most_errors_comes_first():
     assert "axial 51\nmost errors" in texts(replace(case, reference=both))
     assert "axial 51\nmost errors" in texts(replace(case, labels=np.zeros_like(missed), reference=missed))
     assert "most errors" not in texts(replace(case, reference=case.labels))
-
-
-def test_file_is_written_whole(tmp_path):
-    path = tmp_path / "case-1.png"
-    assert draw_case(drawing(), path) == path.read_bytes()
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_folder_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(FolderError, match="nowhere"):
-        draw_case(drawing(), tmp_path / "nowhere" / "case-1.png")
 
 
 def test_shapes_that_do_not_fit_are_refused():

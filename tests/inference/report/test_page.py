@@ -85,7 +85,8 @@ def folder(tmp_path_factory):
     data[:, 5:35, 5:45, 3:27] = 300
     labels = np.zeros(data.shape[1:], np.uint8)
     labels[10:20, 10:20, 10:20] = Label.ET
-    draw_case(CaseDrawing(data, labels, (1.0, 1.0, 1.0), "Case-B"), folder / f"Case-B{PICTURE_SUFFIX}")
+    picture = draw_case(CaseDrawing(data, labels, (1.0, 1.0, 1.0), "Case-B"))
+    (folder / f"Case-B{PICTURE_SUFFIX}").write_bytes(picture)
     (folder / f"Case-B{VIEWER_SUFFIX}").write_bytes(viewer_script("Case-B", data, labels, (1.0, 1.0, 1.0)))
     return folder
 
