@@ -39,8 +39,8 @@ from training.evaluation import overlap
 from training.evaluation.tables import Row, markdown
 
 _LOG: Final = logging.getLogger(__name__)
+# Few enough for a second, enough for a p of 0.001.
 _PERMUTATIONS: Final = 9999
-"""Few enough for a second, enough for a p of 0.001."""
 
 Judged = Mapping[str, tuple[float, float]]
 """By region: the networks' agreement, and the ensemble's Dice, NaN where the reference has no such region."""
@@ -56,7 +56,8 @@ def spearman(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
     found = float(np.corrcoef(one, other)[0, 1])
     generator = np.random.default_rng(0)
     chance = [abs(np.corrcoef(generator.permutation(one), other)[0, 1]) for _ in range(_PERMUTATIONS)]
-    # Rounding must not make a permutation that is as good a worse one. The series itself is one permutation.
+    # Rounding must not make a permutation that is as good a worse one. The series itself is one permutation, so p is
+    # never 0 (Phipson and Smyth 2010, DOI 10.2202/1544-6115.1585).
     return found, float((1 + np.sum(np.array(chance) >= abs(found) - 1e-12)) / (_PERMUTATIONS + 1))
 
 

@@ -33,23 +33,22 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_MEDNEXT: Final = {"channels": 2, "blocks": [1] * 9, "expansion": [2] * 9, "kernel_size": 3}
+# Side of the patch, features by stage and convolutions a stage of nnU-Net, and `arch_kwargs` of MedNeXt. `paper` is
+# nnU-Net's 3d_fullres (31.2 million parameters) and MedNeXt-M with kernels of 3.
 _SIZES: Final[Mapping[str, tuple[int, list[int], int, Mapping[str, object]]]] = {
     "paper": (128, [32, 64, 128, 256, 320, 320], 2, {"variant": "M", "kernel_size": 3}),
-    "tiny": (32, [4, 8, 8], 1, _MEDNEXT),
+    "tiny": (32, [4, 8, 8], 1, {"channels": 2, "blocks": [1] * 9, "expansion": [2] * 9, "kernel_size": 3}),
 }
-"""Side of the patch, features by stage and convolutions a stage of nnU-Net, and `arch_kwargs` of MedNeXt. `paper` is
-nnU-Net's 3d_fullres (31.2 million parameters) and MedNeXt-M with kernels of 3."""
+# The paper's ensemble: five folds of each model, nnU-Net first.
 _FOLDS: Final = 5
 _WEIGHTS: Final[Mapping[str, float]] = {"nnunet": 0.6, "mednext": 0.4}
+# Of the voxels of a probe, how many become WT, TC and ET: a large tumour's.
 _SHARES: Final = (0.08, 0.05, 0.03)
-"""Of the voxels of a probe, how many become WT, TC and ET: a large tumour's."""
+# Standard deviations: of the logits, and of a weight between folds, as a share of its layer's.
 _SPREAD: Final = 4.0
-"""Standard deviation of the logits."""
 _BETWEEN_FOLDS: Final = 0.02
-"""Standard deviation of a weight between folds, as a share of its layer's."""
+# Side of the probe in voxels: small, and a multiple of every stride.
 _PROBE: Final = 64
-"""Side of the probe in voxels."""
 
 
 def random_bundle(folder: Path, size: str, seed: int = 0) -> None:
@@ -59,6 +58,7 @@ def random_bundle(folder: Path, size: str, seed: int = 0) -> None:
         plans = _plans(name, size)
         architecture = plan_section(plans)["architecture"]
         assert isinstance(architecture, dict)
+        # Another seed, so that the ensemble is of models that differ.
         networks = _random_networks(architecture, seed + number)
         family = architecture_name(architecture)
         entry = ModelEntry(name, family, "regions", "safetensors", tuple(range(_FOLDS)), weight)
@@ -105,7 +105,7 @@ def _plans(model: str, size: str) -> dict[str, object]:
     return plans | {"configurations": {"3d_fullres": configuration}}
 
 
-def _random_networks(architecture: Mapping[str, object], seed: int) -> dict[int, Mapping[str, FloatArray]]:
+def _random_networks(architecture: Mapping[str, object], seed: int) -> Mapping[int, Mapping[str, FloatArray]]:
     """Weights of all folds of a model."""
     import torch
 
@@ -114,13 +114,12 @@ def _random_networks(architecture: Mapping[str, object], seed: int) -> dict[int,
     _set_head(network, architecture, _probe(seed))
     base = deployed_weights(network, network.state_dict())
     generator = np.random.default_rng(seed)
-
-    def varied(array: FloatArray) -> FloatArray:
-        noise = generator.standard_normal(array.shape, np.float32)
-        varied: FloatArray = (array + _BETWEEN_FOLDS * array.std() * noise).astype(np.float16)
-        return varied
-
-    return {fold: {name: varied(array) for name, array in base.items()} for fold in range(_FOLDS)}
+    folds: dict[int, dict[str, FloatArray]] = {fold: {} for fold in range(_FOLDS)}
+    for weights in folds.values():
+        for name, array in base.items():
+            noise = generator.standard_normal(array.shape, np.float32)
+            weights[name] = (array + _BETWEEN_FOLDS * array.std() * noise).astype(np.float16)
+    return folds
 
 
 def _probe(seed: int) -> NDArray[np.float32]:

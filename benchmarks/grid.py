@@ -29,11 +29,13 @@ _LOG = logging.getLogger(__name__)
 
 def grid_dice(labels: NDArray[np.uint8], spacing: Sequence[float], grid: Sequence[float]) -> dict[str, float]:
     """Dice of each region that labels (X, Y, Z) have with itself after a grid of other voxels (mm) and back."""
+    # Without thick slices treated apart: the grid is asked about, not a rule of resampling.
     linear = Resampling(LINEAR, 1, force_separate_z=False)
     shape = [max(1, round(n * old / new)) for n, old, new in zip(labels.shape, spacing, grid, strict=True)]
     found = {}
     for region in REGIONS:
         mask = region_mask(labels, region)
+        # A region that a case does not have says nothing of the grid.
         if mask.any():
             coarse = resample(mask[None].astype(np.float32), shape, spacing, grid, linear)
             back = resample(coarse, labels.shape, grid, spacing, linear)

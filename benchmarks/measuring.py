@@ -1,4 +1,4 @@
-"""Shared by the commands: their arguments, cases and networks made ready, a meter, and how results are told."""
+"""Shared by the commands: their arguments, cases and networks made ready, a meter, and how results are reported."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from training.data.datasets import labels_of
 _LOG = logging.getLogger(__name__)
 
 GB: Final = 1e9
-"""Memory is told in 10⁹ bytes."""
+"""Memory is reported in 10⁹ bytes."""
 
 
 def add_system_arguments(parser: argparse.ArgumentParser) -> None:
@@ -48,6 +48,7 @@ def positive(text: str) -> int:
 
 def open_limited(arguments: argparse.Namespace) -> System:
     """The bundle's networks made ready, the first `--networks` of each model where that is given."""
+    # As `infer` does, whose memory is measured.
     give_memory_back()
     arguments.threads = arguments.threads or available_threads()
     # Read by torch and OpenVINO when they are loaded, which is later.
@@ -72,7 +73,7 @@ def cases_in(folder: Path) -> CaseListing:
 
 
 def labelled_cases(folders: Sequence[Path]) -> Iterator[tuple[Case, Path]]:
-    """The complete cases below the folders that have a reference, each with its label map; others are told."""
+    """The complete cases below the folders that have a reference, each with its label map; others are warned of."""
     for folder in folders:
         for case in find_cases(folder).cases:
             try:
@@ -81,7 +82,7 @@ def labelled_cases(folders: Sequence[Path]) -> Iterator[tuple[Case, Path]]:
                 _LOG.warning("left out: %s", error)
 
 
-def tell(result: Mapping[str, object], file: Path | None) -> None:
+def report(result: Mapping[str, object], file: Path | None) -> None:
     """Print a result as JSON, and write it to a file where one is named."""
     text = json.dumps(result, indent=1, ensure_ascii=False) + "\n"
     sys.stdout.write(text)

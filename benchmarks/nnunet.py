@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.measuring import Meter, add_system_arguments, cases_in, open_limited, tell
+from benchmarks.measuring import Meter, add_system_arguments, cases_in, open_limited, report
 from inference.bundle.store import Model
 from inference.errors import ExitStatus, UsageError
 from inference.intake.scan import read_scan
@@ -29,6 +29,7 @@ from training.evaluation.overlap import dice
 if TYPE_CHECKING:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 
+# nnU-Net's `dataset.json` on the outputs of each kind of head; region heads are WT, TC, ET in this order.
 _DATASET: Final[Mapping[str, Mapping[str, object]]] = {
     "regions": {
         "labels": {"background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [1, 3], "enhancing_tumor": [3]},
@@ -36,7 +37,6 @@ _DATASET: Final[Mapping[str, Mapping[str, object]]] = {
     },
     "labels": {"labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 3}},
 }
-"""nnU-Net's `dataset.json` on the outputs of each kind of head."""
 
 
 def compare(
@@ -44,8 +44,7 @@ def compare(
 ) -> dict[str, object]:
     """Compare a model's first network on a preprocessed case, or on `tiles` (1, 2, 4, 8) tiles in its middle.
 
-    Not `mirrored`, it is one forward over one tile, and ours has been there once before: a graph prepares itself for a
-    size at its first use. On a GPU both have been there once before, with their networks and kernels.
+    Not `mirrored`, it is one forward over one tile.
     """
     patch, shape = prepared.plan.patch, prepared.array.shape[1:]
     tiles_of_case = len(windows([max(size, least) for size, least in zip(shape, patch, strict=True)], patch))
@@ -64,6 +63,8 @@ def compare(
         }
 
     alone = model.of_folds(*model.folds[:1])
+    # A graph prepares itself for a size at its first use, which among many forwards is little and in one is much. On a
+    # GPU both predictors have run once before, with their networks and kernels.
     if engine.device != "cpu" or not mirrored:
         engine.mean_over_folds(alone, piece, profile, lambda: None)
     with Meter(engine.device) as ours_took:
@@ -95,8 +96,7 @@ def _piece(prepared: Preprocessed, tiles: int | None) -> Preprocessed:
         starts = [max(0, (size - wanted) // 2) for size, wanted in zip(array.shape[1:], sizes, strict=True)]
         z, y, x = (slice(start, start + wanted) for start, wanted in zip(starts, sizes, strict=True))
         array = np.ascontiguousarray(array[:, z, y, x])
-    depth, height, width = array.shape[1:]
-    return replace(prepared, array=array, crop_shape=(depth, height, width), crop_spacing=prepared.plan.spacing)
+    return replace(prepared, array=array, crop_shape=array.shape[1:], crop_spacing=prepared.plan.spacing)
 
 
 def _nnunet(
@@ -125,6 +125,7 @@ def _predictor(model: Model, device: str, *, mirrored: bool) -> nnUNetPredictor:
     from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
+    # In memory, as `initialize_from_trained_model_folder` does from files.
     network = build_network(model.architecture, len(SEQUENCES), heads_of(model))
     load_weights(network, model.tensors(model.folds[0]))
     manager = PlansManager(dict(model.plans))
@@ -167,5 +168,5 @@ def run(arguments: argparse.Namespace) -> int:
     for model in models:
         prepared = preprocess(scan.data, scan.spacing, read_plan(model.plans))
         found.append(compare(model, prepared, system.engine, threads, arguments.tiles, mirrored=mirrored))
-    tell({"case": case.id, "threads": threads, "models": found}, arguments.json)
+    report({"case": case.id, "threads": threads, "models": found}, arguments.json)
     return ExitStatus.OK

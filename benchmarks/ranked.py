@@ -18,14 +18,14 @@ from typing import Final
 
 import numpy as np
 
-from benchmarks.measuring import Meter, tell
+from benchmarks.measuring import Meter, report
 from inference.errors import ExitStatus, FolderError, UsageError
 from inference.labels import REGIONS, region_mask
 from training.evaluation.files import check_geometry, match, read_one
 from training.evaluation.overlap import dice
 
+# The ranked system's name in the `brats` package, among those for African scans.
 _ALGORITHM: Final = "BraTS24_1"
-"""The ranked system's name in the `brats` package, among those for African scans."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Run both systems and tell where they differ."""
+    """Run both systems and report where they differ."""
     ours, theirs = arguments.output / "imported", arguments.original or arguments.output / "original"
     seconds: dict[str, float] = {}
     if arguments.original is None:
@@ -54,6 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
             else:
                 _run_container(arguments.cuda_devices, arguments.input, theirs)
         seconds["original"] = meter.wall
+    # A process of its own, as the container is: start-up counts for both.
     infer = [sys.executable, "-m", "inference", "infer", "--bundle", str(arguments.bundle)]
     infer += ["--profile", arguments.profile, "-i", str(arguments.input), "-o", str(ours)]
     with Meter("cpu") as meter:
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
     seconds["imported"] = meter.wall
     cases = compare(theirs, ours)
     per_case = {system: round(spent / len(cases), 2) for system, spent in seconds.items()}
-    tell({"seconds_per_case": per_case, "cases": cases}, arguments.json)
+    report({"seconds_per_case": per_case, "cases": cases}, arguments.json)
     return ExitStatus.OK
 
 

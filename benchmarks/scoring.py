@@ -24,9 +24,8 @@ from training.evaluation.lesionwise import Labels, Version, score_case
 from training.evaluation.tables import Row, markdown
 
 FULL_SIZE: Final = (240, 240, 155)
-"""Shape of a BraTS volume of 1 mm voxels."""
-
 SPACING: Final = (1.0, 1.0, 1.0)
+"""Of a BraTS volume, in voxels and mm."""
 
 
 def two_tumours(seed: int = 0) -> tuple[Labels, Labels]:
@@ -35,22 +34,24 @@ def two_tumours(seed: int = 0) -> tuple[Labels, Labels]:
     reference, prediction = np.zeros((2, *FULL_SIZE), np.uint8)
     for centre, radii in (((80, 90, 70), (34, 38, 30)), ((165, 150, 95), (24, 26, 22))):
         phases = generator.uniform(0, 2 * np.pi, 3)
+        # Enough for a lesion-wise Dice of 0.7 to 0.95, as a good system has.
         moved = np.add(centre, generator.normal(0, 1.5, 3))
         for labels, place, scale in (
             (reference, np.array(centre, np.float64), 1.0),
             (prediction, moved, generator.uniform(0.93, 1.07)),
         ):
-            _paint(labels, place, np.multiply(radii, scale), phases)
+            _add_tumour(labels, place, np.multiply(radii, scale), phases)
     return reference, prediction
 
 
-def _paint(
+def _add_tumour(
     labels: Labels, centre: NDArray[np.float64], radii: NDArray[np.float64], phases: NDArray[np.float64]
 ) -> None:
-    """Paint one tumour, an ellipsoid whose radius changes with direction, shell by shell."""
+    """Add one tumour, an ellipsoid whose radius changes with direction, shell by shell."""
     box = tuple(slice(int(at - 1.5 * r), int(at + 1.5 * r) + 1) for at, r in zip(centre, radii, strict=True))
     x, y, z = ((axis - at) / r for axis, at, r in zip(np.ogrid[box], centre, radii, strict=True))
     around, up = np.arctan2(y, x), np.arctan2(z, np.hypot(x, y))
+    # Uneven, because spheres are the easy case for distances between surfaces.
     wave = 0.25 * np.sin(3 * around + phases[0]) * np.cos(2 * up + phases[1])
     ripple = 0.12 * np.sin(7 * around + phases[2]) * np.cos(5 * up)
     depth = np.sqrt(x**2 + y**2 + z**2) / (1 + wave + ripple)
@@ -60,6 +61,7 @@ def _paint(
 
 def least_seconds(call: Callable[[], object], repeats: int) -> tuple[float, float]:
     """The least wall and the least processor seconds of some repeats of a call."""
+    # What other programs take can only add to the time.
     meters = []
     for _ in range(repeats):
         with Meter("cpu") as meter:

@@ -13,12 +13,11 @@ import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from statistics import mean
 
-from benchmarks.measuring import GB, add_system_arguments, cases_in, open_limited, positive, tell
+from benchmarks.measuring import GB, add_system_arguments, cases_in, open_limited, positive, report
 from inference.case import System
 from inference.cohort import segment_folder
 from inference.errors import ExitStatus, UsageError
@@ -28,23 +27,6 @@ from inference.report.record import CaseRecord
 from inference.results import CohortSettings
 
 _LOG = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class CaseMeasure:
-    """One case, and what the process held when it was over."""
-
-    id: str
-    status: str
-    over_at: float
-    """Seconds after start-up at which its label map was there."""
-    seconds: Mapping[str, float]
-    """By step."""
-    predict_seconds: float
-    rss_gb: float
-    """Resident memory."""
-    open_files: int
-    threads: int
 
 
 def since_start() -> float:
@@ -63,19 +45,27 @@ def repeated(listing: CaseListing, count: int) -> CaseListing:
 def measure(system: System, listing: CaseListing, threads: int) -> dict[str, object]:
     """Segment all cases into a folder that is thrown away; call it at the end of the start."""
     started, begin, processor = since_start(), time.perf_counter(), time.process_time()
-    cases: list[CaseMeasure] = []
+    cases: list[dict[str, object]] = []
+    ends: list[float] = []
+    steps: list[Mapping[str, float]] = []
+    held: list[dict[str, float]] = []
 
-    def report(record: CaseRecord) -> None:
-        cases.append(_held(record, time.perf_counter() - begin))
-        steps = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in record.seconds.items())
-        _LOG.info("%s: %s, %s", record.id, record.status, steps)
+    def finish(record: CaseRecord) -> None:
+        ends.append(round(time.perf_counter() - begin, 2))
+        steps.append(record.seconds)
+        held.append({"predict_seconds": record.seconds["predict"], **_held()})
+        about = {"id": record.id, "status": record.status, "over_at": ends[-1], "seconds": record.seconds}
+        cases.append(about | held[-1])
+        times = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in record.seconds.items())
+        _LOG.info("%s: %s, %s", record.id, record.status, times)
 
     with tempfile.TemporaryDirectory(prefix="benchmark-") as scratch:
-        outcome = segment_folder(listing, system, CohortSettings(Path(scratch), on_error="stop"), report)
+        # A case that failed would count as a fast one.
+        outcome = segment_folder(listing, system, CohortSettings(Path(scratch), on_error="stop"), finish)
     if outcome.interrupted or not cases:
         raise UsageError(f"not measured: ended by {outcome.interrupted}")
-    wall, processor = cases[-1].over_at, time.process_time() - processor
-    predictions = [case.predict_seconds for case in cases]
+    wall, processor = ends[-1], time.process_time() - processor
+    predictions = [each["predict"] for each in steps]
     return {
         "bundle": f"{system.bundle.manifest.name} {system.bundle.manifest.version}",
         "profile": system.profile.value,
@@ -83,41 +73,39 @@ def measure(system: System, listing: CaseListing, threads: int) -> dict[str, obj
         "threads": threads,
         "networks": sum(len(model.folds) for model in system.bundle.models),
         "start_seconds": round(started, 2),
-        "first_file_seconds": round(started + cases[0].over_at, 2),
+        "first_file_seconds": round(started + ends[0], 2),
         "seconds_per_case": round(wall / len(cases), 2),
         "later_predict_seconds": round(mean(predictions[1:]), 3) if predictions[1:] else None,
         "processor_seconds_per_case": round(processor / len(cases), 2),
         "wall_by_prediction": round(wall / sum(predictions), 3),
+        # The kernel's high-water mark, in KiB on Linux.
         "peak_rss_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB, 3),
         **_peak_gpu(system.engine.device),
-        "steps": {step: round(mean(case.seconds[step] for case in cases), 3) for step in cases[0].seconds},
-        "growth": _growth(cases[1:]),
-        "cases": [asdict(case) for case in cases],
+        "steps": {step: round(mean(each[step] for each in steps), 3) for step in steps[0]},
+        # Without the first, in which networks prepare themselves for a size and a GPU loads its kernels.
+        "growth": _growth(held[1:]),
+        "cases": cases,
         "versions": library_versions(),
     }
 
 
-def _held(record: CaseRecord, over_at: float) -> CaseMeasure:
+def _held() -> dict[str, float]:
+    """Resident memory, open files and threads of this process."""
+    # Field 2 of proc(5)'s statm: resident pages.
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return CaseMeasure(
-        id=record.id,
-        status=record.status,
-        over_at=round(over_at, 2),
-        seconds=record.seconds,
-        predict_seconds=record.seconds["predict"],
-        rss_gb=round(pages * os.sysconf("SC_PAGE_SIZE") / GB, 3),
-        open_files=len(list(Path("/proc/self/fd").iterdir())),
-        threads=len(list(Path("/proc/self/task").iterdir())),
-    )
+    return {
+        "rss_gb": round(pages * os.sysconf("SC_PAGE_SIZE") / GB, 3),
+        "open_files": len(list(Path("/proc/self/fd").iterdir())),
+        "threads": len(list(Path("/proc/self/task").iterdir())),
+    }
 
 
-def _growth(cases: Sequence[CaseMeasure]) -> dict[str, list[float]]:
+def _growth(held: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
     """Means over the first and the second half of some cases."""
-    halves = (cases[: len(cases) // 2], cases[len(cases) // 2 :])
+    halves = held[: len(held) // 2], held[len(held) // 2 :]
     if not halves[0]:
         return {}
-    names = ("predict_seconds", "rss_gb", "open_files", "threads")
-    return {name: [round(mean(getattr(case, name) for case in half), 3) for half in halves] for name in names}
+    return {name: [round(mean(each[name] for each in half), 3) for half in halves] for name in held[0]}
 
 
 def _peak_gpu(device: str) -> dict[str, float | None]:
@@ -141,5 +129,5 @@ def run(arguments: argparse.Namespace) -> int:
     listing = cases_in(arguments.input)
     if arguments.cases:
         listing = repeated(listing, arguments.cases)
-    tell(measure(open_limited(arguments), listing, arguments.threads), arguments.json)
+    report(measure(open_limited(arguments), listing, arguments.threads), arguments.json)
     return ExitStatus.OK
