@@ -9,6 +9,7 @@ import os
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from inference.errors import ExitStatus, SeveralErrors, UsageError, no_module, reason
 from inference.files import prepare_folder
@@ -16,7 +17,8 @@ from inference.machine import available_threads
 from inference.signals import Signals
 from inference.text import printable
 from training.bundles import export_openvino, finer_grid, import_checkpoints, import_ranked
-from training.config import STAGES, TRAININGS, RunConfig, load_config, settle_config
+from training.config import STAGES, TRAININGS, RunConfig
+from training.config_file import load_config, settle_config
 from training.data import synthetic
 from training.evaluation import compare, evaluate, submission
 from training.fit.devices import own_gpu
@@ -124,61 +126,65 @@ STEPS: dict[str, tuple[Callable[[RunConfig, Path, argparse.Namespace], None], tu
     "freeze": (_freeze, ("bundle", "revision")),
     "report": (_report, ("revision", "jobs")),
 }
-"""The steps in their order, and the arguments that each takes beside the configuration and the folder."""
+"""The steps in their order, and which of :data:`OPTIONS` each takes."""
 
 
-TOOLS: dict[str, tuple[str, Callable[[argparse.ArgumentParser], None], Callable[[argparse.Namespace], int]]] = {
-    "evaluate": ("Score predicted label maps by the official definitions.", evaluate.add_arguments, evaluate.run),
-    "compare": ("Compare systems that were scored on the same cases.", compare.add_arguments, compare.run),
-    "check-submission": (
-        "Check label maps against the rules of the challenges.",
-        submission.add_arguments,
-        submission.run,
+class Tool(Protocol):
+    """A module with a command of its own."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser, /) -> None:
+        """Declare its arguments."""
+
+    def run(self, arguments: argparse.Namespace, /) -> int:
+        """Carry it out and return the exit status."""
+
+
+TOOLS: dict[str, tuple[Tool, str]] = {
+    "evaluate": (evaluate, "Score predicted label maps by the official definitions."),
+    "compare": (compare, "Compare systems that were scored on the same cases."),
+    "check-submission": (submission, "Check label maps against the rules of the challenges."),
+    "phantoms": (synthetic, "Write synthetic cases with known truth."),
+    "import-checkpoints": (import_checkpoints, "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1."),
+    "import-ranked": (import_ranked, "Make a bundle of the ranked system, out of its authors' own image."),
+    "export-openvino": (export_openvino, "Write a bundle again with its networks as OpenVINO IR."),
+    "finer-grid": (finer_grid, "Write a bundle again with its networks on a finer grid, to start a run from."),
+    "picture": (picture, "Draw a case with predicted and reference regions and the score."),
+}
+"""Commands that need no configuration, and what they do."""
+
+OPTIONS: dict[str, Callable[[argparse.ArgumentParser], object]] = {
+    "stage": lambda step: step.add_argument("--stage", choices=STAGES, required=True),
+    "training": lambda step: step.add_argument("--stage", choices=TRAININGS, required=True),
+    "predictor": lambda step: step.add_argument("--stage", choices=TRAININGS, default="finetuning"),
+    "model": lambda step: step.add_argument("--model", required=True, help="name of the model in the configuration"),
+    "fold": lambda step: step.add_argument("--fold", type=int, required=True, help="number of the fold, from 0"),
+    "device": lambda step: step.add_argument("--device", default="auto", help="auto, cpu or cuda"),
+    "threads": lambda step: step.add_argument(
+        "--threads", type=int, default=0, help="threads of a CPU; 0 leaves the choice to torch"
     ),
-    "phantoms": (
-        "Write synthetic cases with known truth.",
-        synthetic.add_arguments,
-        synthetic.run,
+    "jobs": lambda step: step.add_argument(
+        "--jobs", type=int, default=0, metavar="N", help="processes (default: one per core)"
     ),
-    "import-checkpoints": (
-        "Make a bundle of checkpoints of nnU-Net v2 and of mednextv1.",
-        import_checkpoints.add_arguments,
-        import_checkpoints.run,
+    "bundle": lambda step: step.add_argument(
+        "--bundle", type=Path, help="folder to write (default: bundle in the work folder)"
     ),
-    "import-ranked": (
-        "Make a bundle of the ranked system, out of its authors' own image.",
-        import_ranked.add_arguments,
-        import_ranked.run,
-    ),
-    "export-openvino": (
-        "Write a bundle again with its networks as OpenVINO IR.",
-        export_openvino.add_arguments,
-        export_openvino.run,
-    ),
-    "finer-grid": (
-        "Write a bundle again with its networks on a finer grid, to start a run from.",
-        finer_grid.add_arguments,
-        finer_grid.run,
-    ),
-    "picture": (
-        "Draw a case with predicted and reference regions and the score.",
-        picture.add_arguments,
-        picture.run,
+    "revision": lambda step: step.add_argument(
+        "--revision", default="unknown", help="revision of the code, for the provenance"
     ),
 }
-"""Commands that need no configuration: what they do, their arguments, and themselves."""
+"""Options that steps take beside the configuration and the folder."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """All subcommands and their arguments."""
     parser = argparse.ArgumentParser(prog="python -m training", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, (step, extra) in STEPS.items():
+    for name, (step, options) in STEPS.items():
         command = commands.add_parser(name, help=step.__doc__, description=step.__doc__)
         command.add_argument("--config", type=Path, required=True, help="YAML file that describes the run")
         command.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
-        for argument in extra:
-            _add_extra(command, argument)
+        for option in options:
+            OPTIONS[option](command)
     run_all = commands.add_parser("run", help=run.__doc__, description=run.__doc__)
     run_all.add_argument("--config", type=Path, required=True, help="YAML file that describes the run")
     run_all.add_argument("--work", type=Path, required=True, help="folder that holds everything the run makes")
@@ -203,8 +209,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--program", metavar="WORDS", help='what runs a step, such as "apptainer run --nv --bind /data training.sif"'
     )
     run_all.add_argument("snakemake", nargs="*", metavar="-- OPTION", help="further options, for Snakemake itself")
-    for name, (text, add_arguments, _) in TOOLS.items():
-        add_arguments(commands.add_parser(name, help=text, description=text))
+    for name, (tool, text) in TOOLS.items():
+        tool.add_arguments(commands.add_parser(name, help=text, description=text))
     return parser
 
 
@@ -212,16 +218,19 @@ def run(arguments: argparse.Namespace) -> int:
     """Run the whole pipeline; what is done is kept, what was stopped goes on."""
     from training.data.datasets import follow_changes
 
-    if set(os.path.realpath(arguments.work)) & set("{}"):  # its locks are found by a pattern that is made of this path
+    # Snakemake makes a pattern of this path to find its locks, in which braces are wildcards.
+    if set(os.path.realpath(arguments.work)) & set("{}"):
         raise UsageError(f"--work {arguments.work}: found braces in its path, which Snakemake does not work in")
     prepare_folder(arguments.work)
+    # Jobs read a copy with absolute folders: the file that was given may change while they wait.
     settled = arguments.work / "config.yaml"
     words = ["--snakefile", str(SNAKEFILE), "--directory", str(arguments.work)]
     if arguments.slurm:  # this machine's cores and GPUs say nothing about the cluster's
         words += ["--executor", "slurm", "--jobs", str(arguments.slurm)]
     else:
         words += ["--cores", str(arguments.cores), "--resources", f"gpu={arguments.gpus}"]
-    # The folder's lock is ours: Snakemake's stays behind where a run is killed.
+    # By times alone: Snakemake would also run all anew where its rules or this program's words have changed. The
+    # folder's lock is ours: Snakemake's stays behind where a run is killed.
     words += ["--rerun-triggers", "mtime", "--rerun-incomplete", "--nolock", *arguments.snakemake]
     given = {"run": os.path.realpath(settled), "revision": arguments.revision or code_revision()}
     given |= {"program": arguments.program} if arguments.program else {}
@@ -241,34 +250,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 def code_revision() -> str:
     """The revision of this code as git names it, with `-dirty` where it was changed since; unknown without git."""
+    # Without tags, of which a shallow clone has none: the same commit is called the same everywhere.
     words = ["git", "-C", str(SNAKEFILE.parent), "describe", "--always", "--dirty", "--exclude=*"]
     try:
         return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()  # noqa: S603
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-
-
-def _add_extra(command: argparse.ArgumentParser, argument: str) -> None:
-    if argument == "stage":
-        command.add_argument("--stage", choices=STAGES, required=True)
-    elif argument == "training":
-        command.add_argument("--stage", choices=TRAININGS, required=True)
-    elif argument == "predictor":
-        command.add_argument("--stage", choices=TRAININGS, default="finetuning")
-    elif argument == "model":
-        command.add_argument("--model", required=True, help="name of the model in the configuration")
-    elif argument == "fold":
-        command.add_argument("--fold", type=int, required=True, help="number of the fold, from 0")
-    elif argument == "device":
-        command.add_argument("--device", default="auto", help="auto, cpu or cuda")
-    elif argument == "threads":
-        command.add_argument("--threads", type=int, default=0, help="threads of a CPU; 0 leaves the choice to torch")
-    elif argument == "jobs":
-        command.add_argument("--jobs", type=int, default=0, metavar="N", help="processes (default: one per core)")
-    elif argument == "bundle":
-        command.add_argument("--bundle", type=Path, help="folder to write (default: bundle in the work folder)")
-    else:
-        command.add_argument("--revision", default="unknown", help="revision of the code, for the provenance")
 
 
 class _SafeFormatter(logging.Formatter):
@@ -308,7 +295,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _carry_out(parsed: argparse.Namespace) -> int:
     if parsed.command in TOOLS:
-        return TOOLS[parsed.command][2](parsed)
+        return TOOLS[parsed.command][0].run(parsed)
     config = load_config(parsed.config)
     prepare_folder(parsed.work)
     STEPS[parsed.command][0](config, parsed.work, parsed)

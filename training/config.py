@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-import os
 import typing
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated, TypeVar
 
 from msgspec import Meta
 
 from inference.bundle.manifest import FAMILIES
 from inference.errors import UsageError
-from inference.files import check_readable, write_whole
-from inference.schema import Amount, Count, Name, Positive, Share, Text, convert, one_of, read_yaml
+from inference.schema import Amount, Count, Name, Positive, Share, Text, one_of
 
 STAGES = ("pretraining", "finetuning")
 """The two stages of a run, in order; a run that starts from a bundle has only the second."""
@@ -25,10 +20,8 @@ SCRATCH = "scratch"
 TRAININGS = (*STAGES, SCRATCH)
 """Kinds of training."""
 Tree = dict[str, object]
-"""Keys and values as YAML gives them."""
+"""Keys and values as YAML and JSON give them."""
 AboveZero = Annotated[float, Meta(gt=0)]
-_LARGEST_SEED: Final = 2**32 - 1
-"""Largest seed that numpy's older generators take."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +53,7 @@ class SourceConfig:
     @property
     def scored(self) -> bool:
         """Whether its cases are dealt into folds."""
+        # Scores on phantoms say nothing of patients, so that they are asked for by word only.
         return bool(self.folder) if self.in_folds is None else self.in_folds
 
 
@@ -73,6 +67,7 @@ class DatasetConfig:
     """Source → share of the patches that are cut from its cases; if nothing is said, every case is as likely."""
 
     def __post_init__(self) -> None:
+        # All or none: a source without a share would never be seen, which a shorter list says better.
         if self.shares and (set(self.shares) != set(self.sources) or min(self.shares.values()) <= 0):
             raise UsageError(f"shares {dict(self.shares)}: expected a number above 0 for each of {list(self.sources)}")
 
@@ -81,6 +76,7 @@ class DatasetConfig:
 class OptimiserConfig:
     """How the weights move."""
 
+    # All defaults of a training are nnU-Net's, which the paper keeps.
     name: typing.Literal["sgd", "adamw"] = "sgd"
     """`sgd` (Nesterov) or `adamw`."""
     learning_rate: AboveZero = 0.01
@@ -154,6 +150,7 @@ class ModelConfig:
     """The training from random weights that fine-tuning is compared with; as fine-tuning where it is not given."""
 
     def __post_init__(self) -> None:
+        # nnU-Net's processes see one case at a time, and mixing takes two.
         if self.mixing and self.loading != "resident":
             raise UsageError(f"{self.name}: mixing {self.mixing} needs loading: resident, found {self.loading}")
 
@@ -176,6 +173,7 @@ class SubtypeConfig:
 class TuningConfig:
     """Choices that out-of-fold predictions decide."""
 
+    # The edition whose program also scored 2025.
     metric: typing.Literal[2023, 2024] = 2024
     """Version of the official lesion-wise score that is maximised."""
     profile: typing.Literal["fast", "paper"] = "fast"
@@ -216,6 +214,7 @@ class BundleConfig:
 class JobConfig:
     """Needs of one training from a machine or a cluster."""
 
+    # Never two: the ten trainings of an ensemble fill GPUs without sharing a network among them.
     gpus: Annotated[int, Meta(ge=0, le=1)] = 0
     """GPUs of a training or a prediction: 0 or 1."""
     threads: Positive = 1
@@ -236,6 +235,9 @@ class ComparisonConfig:
     """Source → share of their patches, none for sources that are not named; as in fine-tuning where it is not given."""
     pretrained: tuple[str, ...] = ()
     """Models whose networks are also scored as they are before fine-tuning."""
+
+
+Named = TypeVar("Named", SourceConfig, ModelConfig)
 
 
 @dataclass(frozen=True)
@@ -265,10 +267,12 @@ class RunConfig:
     """What out-of-fold predictions decide."""
     folds: Annotated[int, Meta(ge=2)] = 5
     """Cross-validation folds; one network each."""
-    seed: Annotated[int, Meta(ge=0, le=_LARGEST_SEED)] = 2024
+    # numpy's global generator, which nnU-Net draws from, takes 32 bits.
+    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 2024
     """Of everything random outside the trainer's augmentation."""
 
     def __post_init__(self) -> None:
+        # Asked for once here, so that a name of none is found while the file is read.
         for name in (*self.comparison.scratch, *self.comparison.pretrained):
             self.model(name)
         for name in self.comparison.scratch_shares or ():
@@ -286,11 +290,7 @@ class RunConfig:
 
     def source(self, name: str) -> SourceConfig:
         """The source called `name`; UsageError where there is none."""
-        for source in self.sources:
-            if source.name == name:
-                return source
-        known = ", ".join(source.name for source in self.sources)
-        raise UsageError(f"configuration names the source {name!r}; expected one of {known}")
+        return _called(name, self.sources, "configuration names the source")
 
     def dataset(self, stage: str) -> DatasetConfig:
         """Cases that `stage` trains on; UsageError for a stage that this run does not have."""
@@ -314,114 +314,11 @@ class RunConfig:
 
     def model(self, name: str) -> ModelConfig:
         """The model called `name`; UsageError where there is none."""
-        for model in self.models:
-            if model.name == name:
-                return model
-        raise UsageError(f"no model {name!r}; expected one of {', '.join(model.name for model in self.models)}")
+        return _called(name, self.models, "no model")
 
 
-def load_config(path: Path) -> RunConfig:
-    """Read and check a YAML configuration; UsageError names the key that is wrong.
-
-    Relative folders start at the file's folder. Its `variants` are checked too.
-    """
-    check_readable(path)
-    content = read_yaml(path, UsageError)
-    variants = _take_variants(content, path.name)
-    for name, changes in variants.items():
-        _checked(_varied(content, changes, f"{path.name}: variant {name}"), path)
-    return _checked(content, path)
-
-
-def settle_config(path: Path, folders: Sequence[str], target: Path, variants: Sequence[str] = ()) -> None:
-    """Write the configuration at `path` to `target` with all its folders absolute, some of them where `folders` say.
-
-    `folders` holds words of the form NAME=DIR, NAME a source. `variants` names those of the file's `variants` that
-    replace what it says, later ones last. A `target` of the same content is left alone. Raises UsageError for a word of
-    another form, an unknown source or variant, or a configuration that is wrong.
-    """
-    import yaml
-
-    check_readable(path)
-    content = read_yaml(path, UsageError)
-    known = _take_variants(content, path.name)
-    for name in variants:
-        if name not in known:
-            raise UsageError(f"--variant {name}: {path.name} has {', '.join(known) or 'no variants'}")
-        content = _varied(content, known[name], f"{path.name}: variant {name}")
-    config = _checked(content, path)
-    placed = {source.name: source.folder for source in config.sources if source.folder}
-    for word in folders:
-        name, _, folder = word.partition("=")
-        if not folder or name not in placed:
-            raise UsageError(f"--source {word!r}: expected NAME=DIR, NAME one of {', '.join(placed)}")
-        placed[name] = os.path.realpath(folder)
-    for source in _named(content["sources"]):
-        if source["name"] in placed:
-            source["folder"] = placed[str(source["name"])]
-    if config.ancestor:
-        content["ancestor"] = config.ancestor
-    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-    contents = text.encode()
-    if not target.is_file() or target.read_bytes() != contents:
-        write_whole(target, contents)
-
-
-def _take_variants(content: Tree, where: str) -> dict[str, Tree]:
-    """Take the named changes out of a configuration's content."""
-    taken = {"variants": content.pop("variants", {})}
-    return convert(taken, dict[str, dict[str, Tree]], UsageError, where)["variants"]
-
-
-def _varied(content: Tree, changes: Tree, where: str) -> Tree:
-    """`content` with `changes`: mappings are merged, items of a list go by their `name`, anything else is replaced."""
-    result = dict(content)
-    for key, change in changes.items():
-        old = content.get(key)
-        if not isinstance(change, dict) or old is None:
-            result[key] = change
-        elif isinstance(old, dict):
-            result[key] = _varied(old, change, where)
-        else:
-            items = {str(item["name"]): item for item in _named(old)}
-            if unknown := change.keys() - items.keys():
-                found, expected = ", ".join(sorted(unknown)), ", ".join(items) or "no such key"
-                raise UsageError(f"{where}: {key}: found {found}, expected {expected}")
-            result[key] = [_varied(item, change.get(name, {}), where) for name, item in items.items()]
-    return result
-
-
-def _named(items: object) -> list[Tree]:
-    """Those items of a list that are mappings with a name."""
-    return [item for item in items if isinstance(item, dict) and "name" in item] if isinstance(items, list) else []
-
-
-def _checked(content: Tree, path: Path) -> RunConfig:
-    """The configuration in the content of the file at `path`, with its folders absolute."""
-    config = convert(content, RunConfig, UsageError, path.name)
-    _check_names(config, path.name)
-    folder = Path(os.path.realpath(path)).parent
-    sources = tuple(
-        dataclasses.replace(source, folder=os.path.realpath(folder / source.folder)) if source.folder else source
-        for source in config.sources
-    )
-    if bool(config.ancestor) == bool(config.pretraining):
-        raise UsageError(f"{path.name}: give either pretraining or an ancestor")
-    ancestor = os.path.realpath(folder / config.ancestor) if config.ancestor else ""
-    return dataclasses.replace(config, sources=sources, ancestor=ancestor)
-
-
-def _check_names(config: RunConfig, where: str) -> None:
-    """Refuse names that are given twice, names of sources that there are none of, and stages without any."""
-    for kind, names in (("sources", config.sources), ("models", config.models)):
-        counts = Counter(one.name.casefold() for one in names)
-        if not counts or max(counts.values()) > 1:
-            found = ", ".join(one.name for one in names) or "none"
-            raise UsageError(f"{where}: {kind}: found {found}, expected one or more of different names")
-    for stage, dataset in (("pretraining", config.pretraining), ("finetuning", config.finetuning)):
-        if dataset is None:
-            continue
-        if not dataset.sources:
-            raise UsageError(f"{where}: {stage}.sources: found none, expected one or more")
-        for name in dataset.sources:
-            config.source(name)
+def _called(name: str, those: Sequence[Named], complaint: str) -> Named:
+    for one in those:
+        if one.name == name:
+            return one
+    raise UsageError(f"{complaint} {name!r}; expected one of {', '.join(one.name for one in those)}")

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import wait
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from inference.errors import CaseError, GliomaError, SeveralErrors, UsageError, reason
 from inference.machine import available_threads
@@ -49,11 +49,12 @@ class Workers:
         try:
             for outcome in self._outcomes(attempt, named, chunk):
                 done += 1
-                if isinstance(outcome, _Failed):
-                    failures.append(outcome.error)
+                if isinstance(outcome, GliomaError):
+                    failures.append(outcome)
                 elif not failures:
-                    yield outcome.value
+                    yield outcome
         except BrokenProcessPool as error:
+            # The pool does not say which task it was; results come in order, so that it is this one or a later one.
             at = f" at {named[done][0]}, or after it" if named[done][0] else ""
             raise UsageError(
                 f"a process was ended from outside{at}: as a rule for lack of memory; give fewer --jobs"
@@ -62,8 +63,8 @@ class Workers:
             raise failures[0] if len(failures) == 1 else SeveralErrors(failures)
 
     def _outcomes(
-        self, attempt: Callable[[tuple[str, Task]], _Done[Result] | _Failed], named: list[tuple[str, Task]], chunk: int
-    ) -> Iterator[_Done[Result] | _Failed]:
+        self, attempt: Callable[[tuple[str, Task]], Result | GliomaError], named: list[tuple[str, Task]], chunk: int
+    ) -> Iterator[Result | GliomaError]:
         if self.pool is None or len(named) < 2:
             return map(attempt, named)
         # Processes start in here and keep what is blocked: Ctrl-C goes to all, and this process alone shall answer it.
@@ -74,32 +75,19 @@ class Workers:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-@dataclass(frozen=True)
-class _Done(Generic[Result]):
-    """Result of a task."""
-
-    value: Result
-
-
-@dataclass(frozen=True)
-class _Failed:
-    """Why nothing came of it. Returned rather than raised: the pool gives up the rest at the first error."""
-
-    error: GliomaError
-
-
-def _attempt(named: tuple[str, Task], function: Callable[[Task], Result]) -> _Done[Result] | _Failed:
+def _attempt(named: tuple[str, Task], function: Callable[[Task], Result]) -> Result | GliomaError:
+    """The result of a task, or its error: returned, since a pool gives up the rest at the first that is raised."""
     name, task = named
     try:
-        return _Done(function(task))
+        return function(task)
     except GliomaError as error:
-        return _Failed(error)
+        return error
     except Exception as error:
         # Others' errors may not survive the way between processes.
         why = reason(error, name)
         failed = CaseError(name, why) if name else UsageError(why)
         failed.add_note(traceback.format_exc())
-        return _Failed(failed)
+        return failed
 
 
 @contextmanager
@@ -114,11 +102,10 @@ def open_workers(jobs: int = 0) -> Iterator[Workers]:
     if count == 1:
         yield Workers()
         return
+    # Another pool may be open in this process, whose workers are not ours to end.
     others = multiprocessing.active_children()
     # Spawned, since forking a process that has threads can hang.
-    pool = ProcessPoolExecutor(
-        count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent, initargs=()
-    )
+    pool = ProcessPoolExecutor(count, mp_context=multiprocessing.get_context("spawn"), initializer=_end_with_parent)
     try:
         yield Workers(pool)
     except BaseException:

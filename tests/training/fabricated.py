@@ -11,7 +11,8 @@ from PIL import Image
 from scipy import ndimage
 
 from inference.labels import REGIONS, SEQUENCES, region_mask
-from training.config import DatasetConfig, RunConfig, SourceConfig, load_config
+from training.config import DatasetConfig, RunConfig, SourceConfig
+from training.config_file import load_config
 from training.data.datasets import list_cases, load_labels, write_json
 from training.data.phantoms import make_phantom
 from training.data.stratify import stratify

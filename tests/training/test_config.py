@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from inference.errors import UsageError
-from training.config import TRAININGS, load_config, settle_config
+from training.config import TRAININGS
+from training.config_file import load_config, settle_config
 from training.fit.train import checkpoint_path
 
 CONFIGS = Path(__file__).resolve().parents[2] / "training" / "configs"

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from training.cli import main
-from training.config import load_config
+from training.config_file import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "training" / "configs"

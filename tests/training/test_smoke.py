@@ -19,7 +19,7 @@ import torch
 from inference.bundle.store import load_bundle
 from inference.cli import main as infer
 from training.cli import main
-from training.config import load_config
+from training.config_file import load_config
 from training.data.datasets import read_cases, read_folds
 from training.fit import train as fitting
 

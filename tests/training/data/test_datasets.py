@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from inference.errors import CaseError, SeveralErrors, UsageError
-from training.config import DatasetConfig, SourceConfig, load_config
+from training.config import DatasetConfig, SourceConfig
+from training.config_file import load_config
 from training.data.datasets import (
     dataset_description,
     follow_changes,

@@ -15,7 +15,7 @@ import torch
 
 from inference.errors import BundleError, UsageError
 from training.bundles.freeze import all_folds
-from training.config import load_config, settle_config
+from training.config_file import load_config, settle_config
 from training.data.datasets import CaseEntry, dataset_description, dataset_name, write_json
 from training.data.stratify import kept_folds
 from training.fit import devices

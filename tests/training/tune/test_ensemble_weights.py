@@ -11,7 +11,8 @@ import pytest
 
 from inference.errors import UsageError
 from inference.labels import REGIONS, region_mask
-from training.config import TuningConfig, load_config
+from training.config import TuningConfig
+from training.config_file import load_config
 from training.tune.ensemble_weights import (
     PAPER_WEIGHTS,
     WAYS,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from inference.labels import REGIONS, region_mask
-from training.config import TuningConfig, load_config
+from training.config import TuningConfig
+from training.config_file import load_config
 from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, tables_of, trusted_labels, unrefined_labels
 from training.tune.out_of_fold import OutOfFold
 from training.tune.thresholds import (
