@@ -8,7 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from inference.labels import Label
+from inference.labels import TUMOUR_LABELS, Label
+
+# nnU-Net's smoothing (2.8.1): without it the Dice of a region that a patch does not have is 0 / 0.
+_SMOOTH = 1e-5
+
+
+def _soft_dice(probability: Tensor, truth: Tensor) -> Tensor:
+    """Dice of each region or label, (C,), from (B, C, Z, Y, X): of every patch by itself, then the mean of patches."""
+    axes = (2, 3, 4)
+    overlap = (probability * truth).sum(axes)
+    dice = (2 * overlap + _SMOOTH) / torch.clip(probability.sum(axes) + truth.sum(axes) + _SMOOTH, 1e-8)
+    return dice.mean(0)
 
 
 class RegionLoss(nn.Module):
@@ -20,19 +31,14 @@ class RegionLoss(nn.Module):
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
-        self.weights: Tensor
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) / sum(weights))
+        self.weights = torch.tensor(weights, dtype=torch.float32) / sum(weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, 3, Z, Y, X) for target regions of the same shape."""
-        logits, target = logits.float(), target.float()
-        axes = tuple(range(2, logits.ndim))
-        weights = self.weights.to(logits.device)
-        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, *axes))
-        probability = torch.sigmoid(logits)
-        overlap = (probability * target).sum(axes)
-        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + target.sum(axes) + 1e-5, 1e-8)
-        return (weights * entropy).sum() - (weights * dice.mean(0)).sum()
+        # In float32 under autocast too: half precision loses small regions in sums over a whole patch.
+        logits, target, weights = logits.float(), target.float(), self.weights.to(logits.device)
+        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((0, 2, 3, 4))
+        return (weights * entropy).sum() - (weights * _soft_dice(torch.sigmoid(logits), target)).sum()
 
 
 class LabelLoss(nn.Module):
@@ -44,26 +50,21 @@ class LabelLoss(nn.Module):
 
     def __init__(self, weights: Sequence[float]) -> None:
         super().__init__()
-        self.weights: Tensor
-        self.register_buffer("weights", torch.tensor(weights, dtype=torch.float32) * len(weights) / sum(weights))
+        self.weights = torch.tensor(weights, dtype=torch.float32) * len(weights) / sum(weights)
 
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, 4, Z, Y, X) for target regions (B, 3, Z, Y, X)."""
-        logits, labels = logits.float(), labels_of_regions(target)
-        weights = self.weights.to(logits.device)
+        logits, labels, weights = logits.float(), labels_of_regions(target), self.weights.to(logits.device)
         entropy = functional.cross_entropy(logits, labels, torch.cat([weights.new_ones(1), weights]))
-        axes = tuple(range(2, logits.ndim))
-        probability = logits.softmax(1)[:, 1:]
-        truth = torch.stack([labels == label for label in (Label.NCR, Label.ED, Label.ET)], 1).float()
-        overlap = (probability * truth).sum(axes)
-        dice = (2 * overlap + 1e-5) / torch.clip(probability.sum(axes) + truth.sum(axes) + 1e-5, 1e-8)
-        loss: Tensor = entropy - (weights * dice.mean(0)).mean()
+        truth = torch.stack([labels == label for label in TUMOUR_LABELS], 1).float()
+        loss: Tensor = entropy - (weights * _soft_dice(logits.softmax(1)[:, 1:], truth)).mean()
         return loss
 
 
 def labels_of_regions(target: Tensor) -> Tensor:
     """Labels (B, Z, Y, X) of regions WT, TC, ET (B, 3, Z, Y, X), which contain each other."""
     whole, core, enhancing = (target[:, region] > 0 for region in range(3))
+    # From the outermost region inwards: what lies further in has the last word.
     labels = whole * int(Label.ED)
     labels[core] = int(Label.NCR)
     labels[enhancing] = int(Label.ET)
@@ -72,5 +73,6 @@ def labels_of_regions(target: Tensor) -> Tensor:
 
 def inverse_frequency(voxels: Mapping[str, int]) -> list[float]:
     """Weights of regions or labels: inverse of their voxels in the training set, scaled to a mean of 1."""
+    # A fold of few cases may have no enhancing voxel at all.
     inverse = [1 / max(count, 1) for count in voxels.values()]
     return [weight * len(inverse) / sum(inverse) for weight in inverse]

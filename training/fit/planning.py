@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from inference.errors import UsageError
-from training.config import ModelConfig, RunConfig
+from inference.files import write_whole
+from inference.schema import read_json
+from training.config import SCRATCH, ModelConfig, RunConfig, Tree
 from training.data.datasets import DATASET_IDS, cases_of, dataset_name, write_json
 
 if TYPE_CHECKING:
@@ -19,7 +21,12 @@ CONFIGURATION = "3d_fullres"
 """nnU-Net's name of the full-resolution network, the only one that the method uses."""
 
 AUGMENTING = "nnUNet_n_proc_DA"
-"""Processes that augment: 0 is this process to nnU-Net's trainer, but its planner sets so many threads and fails."""
+"""The environment's number of processes that augment, as nnU-Net calls it."""
+
+
+def nnunet_folder(work: Path, kind: Literal["raw", "preprocessed", "trainings"], stage: str) -> Path:
+    """Where nnU-Net keeps a training's data set or networks; the one from scratch learns from fine-tuning's data."""
+    return work / "nnunet" / kind / dataset_name("finetuning" if stage == SCRATCH else stage)
 
 
 def set_nnunet_folders(work: Path) -> None:
@@ -41,20 +48,19 @@ def plan(config: RunConfig, work: Path, *, jobs: int = 2) -> None:
     )
 
     set_nnunet_folders(work)
+    # To nnU-Net's trainer 0 means this very process, but its planner sets so many threads, and fails.
     if os.environ.get(AUGMENTING) == "0":
         del os.environ[AUGMENTING]
     first = config.stages[0]
     cases_of(work, first)  # FolderError where there are none yet
     extract_fingerprint_dataset(DATASET_IDS[first], num_processes=jobs)
+    planned: dict[str, object] = {}
     if not config.ancestor:
         plan_experiment_dataset(DATASET_IDS[first])
+        planned = read_json(nnunet_folder(work, "preprocessed", first) / "nnUNetPlans.json", Tree, UsageError)
     (work / "plans").mkdir(exist_ok=True)
     for model in config.models:
-        if config.ancestor:
-            plans = ancestor_plans(config.ancestor, model)
-        else:
-            planned = work / "nnunet" / "preprocessed" / dataset_name(first) / "nnUNetPlans.json"
-            plans = model_plans(json.loads(planned.read_text(encoding="utf-8")), model)
+        plans = ancestor_plans(config.ancestor, model) if config.ancestor else model_plans(planned, model)
         write_json(plans, work / "plans" / f"{model.name}.json")
 
 
@@ -66,17 +72,14 @@ def ancestor_model(bundle: str, name: str) -> Model:
     from inference.bundle.store import load_bundle
 
     loaded = load_bundle(Path(bundle))
-    if loaded.manifest.orientation != "RAS":
-        raise UsageError(
-            f"{bundle}: its networks see {loaded.manifest.orientation} arrays; fine-tuning starts from RAS"
-        )
-    models = loaded.models
-    for model in models:
-        if model.name == name:
-            if model.format != "safetensors":
-                raise UsageError(f"{bundle}: {name} is stored as {model.format}; fine-tuning starts from safetensors")
-            return model
-    raise UsageError(f"{bundle}: no model {name!r}, only {', '.join(model.name for model in models)}")
+    if (seen := loaded.manifest.orientation) != "RAS":
+        raise UsageError(f"{bundle}: its networks see {seen} arrays; fine-tuning starts from RAS")
+    models = {model.name: model for model in loaded.models}
+    if name not in models:
+        raise UsageError(f"{bundle}: no model {name!r}, only {', '.join(models)}")
+    if (stored := models[name].format) != "safetensors":
+        raise UsageError(f"{bundle}: {name} is stored as {stored}; fine-tuning starts from safetensors")
+    return models[name]
 
 
 def ancestor_plans(bundle: str, model: ModelConfig) -> dict[str, object]:
@@ -87,24 +90,16 @@ def ancestor_plans(bundle: str, model: ModelConfig) -> dict[str, object]:
         raise UsageError(f"{bundle}: {model.name} is a {found}, the configuration says {model.architecture}")
     if ancestor.heads != model.heads:
         raise UsageError(f"{bundle}: {model.name} has heads for {ancestor.heads}, the configuration: {model.heads}")
-    plans: dict[str, object] = json.loads(json.dumps(ancestor.plans))
-    configurations = plans["configurations"]
-    assert isinstance(configurations, dict)
-    chosen = configurations[CONFIGURATION] | {"batch_size": model.batch}
-    chosen["data_identifier"] = f"{model.name}_{CONFIGURATION}"
-    return plans | {"plans_name": model.name, "configurations": {CONFIGURATION: chosen}}
+    plans, chosen = _named_plans(ancestor.plans, model)
+    chosen["batch_size"] = model.batch
+    return plans
 
 
 def model_plans(base: dict[str, object], model: ModelConfig) -> dict[str, object]:
     """nnU-Net's plans `base` with what `model` sets: patch, batch, grid, resampling and architecture."""
-    plans = deepcopy(base)
-    plans["plans_name"] = model.name
-    configurations = plans["configurations"]
-    assert isinstance(configurations, dict)
-    chosen = configurations[CONFIGURATION]
-    plans["configurations"] = {CONFIGURATION: chosen}
+    plans, chosen = _named_plans(base, model)
+    # The Dice of each patch by itself, as the losses here compute it.
     chosen |= {"patch_size": list(model.patch), "batch_size": model.batch, "batch_dice": False}
-    chosen["data_identifier"] = f"{model.name}_{CONFIGURATION}"
     if model.spacing is not None:
         chosen["spacing"] = list(model.spacing)
     if model.resampling == "linear":
@@ -119,16 +114,23 @@ def model_plans(base: dict[str, object], model: ModelConfig) -> dict[str, object
     return plans
 
 
-def _architecture(planned: dict[str, object], model: ModelConfig) -> dict[str, object]:
+def _named_plans(base: Mapping[str, object], model: ModelConfig) -> tuple[dict[str, object], dict[str, object]]:
+    """A copy of plans under the model's name, with the full-resolution configuration alone, and that one."""
+    configurations = base["configurations"]
+    assert isinstance(configurations, Mapping)
+    # Models share a preprocessed data set's folder: without its own identifier one would overwrite the other's cases.
+    chosen = deepcopy(configurations[CONFIGURATION]) | {"data_identifier": f"{model.name}_{CONFIGURATION}"}
+    return {**base, "plans_name": model.name, "configurations": {CONFIGURATION: chosen}}, chosen
+
+
+def _architecture(planned: object, model: ModelConfig) -> dict[str, object]:
     if model.architecture == "MedNeXt":
         return {"network_class_name": "MedNeXt", "arch_kwargs": dict(model.size), "_kw_requires_import": []}
-    name = planned["network_class_name"]
-    assert isinstance(name, str)
-    if name.rsplit(".", 1)[-1] != model.architecture:
+    assert isinstance(planned, dict)
+    name = str(planned["network_class_name"])
+    if name.rpartition(".")[2] != model.architecture:
         raise UsageError(f"model {model.name}: architecture {model.architecture!r}, the planner made {name}")
-    arguments = planned["arch_kwargs"]
-    assert isinstance(arguments, dict)
-    return {**planned, "arch_kwargs": {**arguments, **model.size}}
+    return {**planned, "arch_kwargs": {**planned["arch_kwargs"], **model.size}}
 
 
 def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jobs: int = 2) -> None:
@@ -136,16 +138,14 @@ def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jo
     from nnunetv2.experiment_planning.plan_and_preprocess_api import preprocess_dataset
 
     set_nnunet_folders(work)
-    folder = work / "nnunet" / "preprocessed" / dataset_name(stage)
+    folder = nnunet_folder(work, "preprocessed", stage)
     folder.mkdir(parents=True, exist_ok=True)
-    plans = json.loads((work / "plans" / f"{model_name}.json").read_text(encoding="utf-8"))
-    plans["dataset_name"] = dataset_name(stage)
-    write_json(plans, folder / f"{model_name}.json")
-    first = work / "nnunet" / "preprocessed" / dataset_name(config.stages[0]) / "dataset_fingerprint.json"
-    if stage != config.stages[0]:
-        write_json(json.loads(first.read_text(encoding="utf-8")), folder / first.name)
-    description = work / "nnunet" / "raw" / dataset_name(stage) / "dataset.json"
-    write_json(json.loads(description.read_text(encoding="utf-8")), folder / description.name)
+    plans = read_json(work / "plans" / f"{model_name}.json", Tree, UsageError)
+    write_json(plans | {"dataset_name": dataset_name(stage)}, folder / f"{model_name}.json")
+    # nnU-Net's trainer wants both beside the cases; there is one fingerprint, since both stages share their plans.
+    fingerprint = nnunet_folder(work, "preprocessed", config.stages[0]) / "dataset_fingerprint.json"
+    for file in (fingerprint, nnunet_folder(work, "raw", stage) / "dataset.json"):
+        write_whole(folder / file.name, file.read_bytes())
     preprocess_dataset(
         DATASET_IDS[stage], plans_identifier=model_name, configurations=(CONFIGURATION,), num_processes=(jobs,)
     )

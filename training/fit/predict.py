@@ -20,8 +20,9 @@ from inference.intake.cases import digest_files
 from inference.labels import REGIONS, SEQUENCES
 from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
+from inference.schema import read_json
 from inference.settings import Profile
-from training.config import RunConfig
+from training.config import RunConfig, Tree
 from training.data.datasets import CaseEntry, digest_case, load_case, read_cases, read_folds
 from training.data.stratify import SPACING
 from training.fit.planning import CONFIGURATION, ancestor_model
@@ -42,6 +43,7 @@ def stored_weights(
     configurations = plans["configurations"]
     assert isinstance(configurations, dict)
     outputs = len(REGIONS) + (heads == "labels")
+    # Without memory or numbers: only the names of its tensors are asked for.
     with torch.device("meta"):
         network = build_network(configurations[CONFIGURATION]["architecture"], len(SEQUENCES), outputs)
     state = torch.load(checkpoint, map_location="cpu", weights_only=False)["network_weights"]
@@ -61,7 +63,7 @@ def trained_network(
     config: RunConfig, work: Path, model: str, fold: int, stage: str = "finetuning", *, half_precision: bool
 ) -> Model:
     """The network of one model and fold after a training; with `half_precision` rounded as the bundle rounds it."""
-    plans = json.loads((work / "plans" / f"{model}.json").read_text(encoding="utf-8"))
+    plans = read_json(work / "plans" / f"{model}.json", Tree, UsageError)
     checkpoint = finished_checkpoint(config, work, model, fold, stage)
     settings = config.model(model)
     weights = stored_weights(checkpoint, plans, settings.heads, half_precision=half_precision)
@@ -98,6 +100,7 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
     engine = open_engine("torch", "auto")
     plans = hashlib.sha256(json.dumps(network.plans, sort_keys=True).encode()).hexdigest()[:16]
     weights = digest_files(f"{model} fold {fold}", [source])
+    # All that changes a prediction beside the scans: weights, plans, rounding, and how patches are laid.
     system = f"{weights} {plans} {config.bundle.half_precision} {config.tuning.profile}"
 
     def predict_case(entry: CaseEntry) -> None:
@@ -110,10 +113,12 @@ def predict_fold(config: RunConfig, work: Path, model: str, fold: int, stage: st
         data, _ = load_case(entry, config)
         regions = predict(data, SPACING, [network], engine, Profile(config.tuning.profile))
         prepare_folder(target.parent)
+        # Half of float32's space, and steps of at most 0.0005 near 1: thresholds lie 0.1 apart.
         with whole_file(target) as unfinished:
             np.savez_compressed(unfinished, probabilities=regions.array.astype(np.float16), made_from=np.array(origin))
 
     held_out = [entry for entry, own in scored_cases(config, work).items() if own == fold]
+    # In this process, where the network is; `map` goes on after a case that fails.
     list(Workers().map(predict_case, held_out, name=lambda entry: entry.id))
 
 

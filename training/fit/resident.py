@@ -22,10 +22,10 @@ from torch.nn import functional
 from inference.errors import UsageError
 from inference.labels import REGIONS, Label
 
+# A Gaussian of at most one voxel's standard deviation has 0.3 % of its weight further out than three voxels.
 BLUR_RADIUS: Final = 3
-"""Voxels to either side that a blur of at most one voxel's standard deviation reaches."""
+# Voxels of tissue around a tumour that come along when it is mixed into another brain: its border stays a real one.
 RIM: Final = 3
-"""Voxels of tissue around a tumour that come along when it is mixed into another brain."""
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,21 @@ class ResidentLoader:
         chances: Chances | None = None,
         masked: Sequence[bool] = (),
     ) -> None:
-        self._loader, self._scales, self._device, self._chances = loader, scales, device, chances
+        self._loader, self._scales, self._chances = loader, scales, chances
         self._masked = torch.tensor(masked, device=device)[:, None, None, None]
         self._cases: dict[str, ResidentCase] = {}
         # Now, before a training fills the rest of the memory.
         for key in loader.indices:
-            self._cases[key] = self._read(key)
+            image, labels, _, properties = loader._data.load_case(key)  # noqa: SLF001 (nnU-Net's own loader reads it)
+            try:
+                self._cases[key] = ResidentCase(
+                    torch.from_numpy(np.array(image[:], np.float32)).to(device),
+                    torch.from_numpy(labels[:][0].astype(np.int8)).to(device),
+                    properties["class_locations"],
+                )
+            except torch.OutOfMemoryError as error:
+                held = f"after {len(self._cases)} cases"
+                raise UsageError(f"loading: resident: {device} has no room {held}; use loading: workers") from error
 
     def __iter__(self) -> ResidentLoader:
         return self
@@ -94,6 +103,7 @@ class ResidentLoader:
             case = self._cases[key]
             if self._chances is not None and _happens(self._chances.mixing):
                 case = mix(case, self._cases[loader.get_indices()[0]])
+            # The patch's place is nnU-Net's choice: every third one, say, is put around a voxel of tumour.
             corner, _ = loader.get_bbox(case.labels.shape, loader.get_do_oversample(number), case.locations)
             centre = np.array(corner) + (np.array(loader.final_patch_size) - 1) / 2
             matrix = np.eye(3) if self._chances is None else draw_matrix(self._chances)
@@ -106,18 +116,6 @@ class ResidentLoader:
         if len(self._masked):
             batch = batch.masked_fill((inside < 0)[:, None] & self._masked, 0)
         return {"data": batch, "target": targets(inside, self._scales), "keys": keys}
-
-    def _read(self, key: str) -> ResidentCase:
-        image, labels, _, properties = self._loader._data.load_case(key)  # noqa: SLF001 (nnU-Net's own loader reads it)
-        try:
-            return ResidentCase(
-                torch.from_numpy(np.array(image[:], np.float32)).to(self._device),
-                torch.from_numpy(labels[:][0].astype(np.int8)).to(self._device),
-                properties["class_locations"],
-            )
-        except torch.OutOfMemoryError as error:
-            held = f"after {len(self._cases)} cases"
-            raise UsageError(f"loading: resident: {self._device} has no room {held}; use loading: workers") from error
 
 
 def mix(case: ResidentCase, donor: ResidentCase) -> ResidentCase:
@@ -142,7 +140,7 @@ def mix(case: ResidentCase, donor: ResidentCase) -> ResidentCase:
     piece, piece_labels = image[:, *theirs], labels[*theirs]
     inside = wide[*theirs] & (piece_labels >= 0) & (target_labels >= 0)
     rim = inside & (piece_labels == 0)
-    if rim.any():
+    if rim.any():  # without a rim nothing says how bright the piece should be
         shift = target[:, rim].mean(1) - piece[:, rim].mean(1)
         target[:, inside] = piece[:, inside] + shift[:, None]
         target_labels[inside] = piece_labels[inside]
@@ -154,9 +152,10 @@ def draw_matrix(chances: Chances) -> NDArray[np.float64]:
 
     By up to 30° about each axis, and 0.7 to 1.4 times the size (`get_training_transforms` of nnU-Net's trainer, 2.8.1).
     """
+    # numpy's global generator, which nnU-Net's loader draws from too: one seed serves both.
     matrix = np.eye(3)
     if _happens(chances.rotation):
-        for axis, angle in enumerate(np.random.uniform(-np.pi / 6, np.pi / 6, 3)):  # noqa: NPY002 (as nnU-Net's loader)
+        for axis, angle in enumerate(np.random.uniform(-np.pi / 6, np.pi / 6, 3)):  # noqa: NPY002
             turn = np.eye(3)
             first, second = (other for other in range(3) if other != axis)
             turn[first, first] = turn[second, second] = np.cos(angle)
@@ -188,8 +187,10 @@ def sample(
     affine = affine[None].to(case.image.device)
     grid = functional.affine_grid(affine, [1, 1, *(int(length) for length in sizes)], align_corners=False)
     image = functional.grid_sample(case.image[None], grid, align_corners=False)[0]
+    # Each label by itself, as a linear mean of label numbers is none: halfway between 1 and 3 is not 2.
     present = torch.stack([case.labels == label for label in sorted(Label)]).float()
     shares = functional.grid_sample(present[None], grid, align_corners=False)[0]
+    # What is left is the share of voxels outside, which the order of labels puts first, as -1.
     shares = torch.cat([1 - shares.sum(0, keepdim=True), shares])
     return image, (shares.argmax(0) - 1).to(torch.int8)
 
@@ -217,6 +218,7 @@ def targets(labels: Tensor, scales: Sequence[Sequence[float]]) -> list[Tensor]:
     for scale in scales:
         size = [round(length * factor) for length, factor in zip(labels.shape[1:], scale, strict=True)]
         same = size == list(labels.shape[1:])
+        # `nearest-exact`, since `nearest` takes the first voxel of each block and so shifts a region by half of one.
         result.append(regions if same else functional.interpolate(regions.float(), size, mode="nearest-exact").bool())
     return result
 
@@ -244,6 +246,7 @@ def augment(batch: Tensor, chances: Chances) -> Tensor:
 
     batch = batch.clone()
     deviations = 0.1 * torch.rand(patches) * (torch.rand(patches) < chances.noise)
+    # Patch by patch: noise for a whole batch would double its memory.
     for patch in deviations.nonzero()[:, 0].tolist():
         batch[patch] = batch[patch] + deviations[patch].item() * torch.randn_like(batch[patch])
     apply(chosen(chances.blur, 0.5), blur, lambda n: 0.5 + 0.5 * torch.rand(*n, 3))
@@ -293,13 +296,14 @@ def contrast(images: Tensor, factors: Tensor) -> Tensor:
 def coarsen(image: Tensor, scale: float) -> Tensor:
     """An image (Z, Y, X) as if it had been taken at `scale` times its resolution."""
     size = [round(length * scale) for length in image.shape]
+    # Voxels are left out, not averaged, as nnU-Net's transform does.
     coarse = functional.interpolate(image[None, None], size, mode="nearest-exact")
     return functional.interpolate(coarse, list(image.shape), mode="trilinear")[0, 0]
 
 
 def gamma(images: Tensor, exponents: Tensor) -> Tensor:
     """Images (N, Z, Y, X) with their range bent by a power, mean and standard deviation kept."""
-    axes, least = (1, 2, 3), 1e-7
+    axes, least = (1, 2, 3), 1e-7  # a patch of one value has neither range nor deviation to divide by
     low, high = images.amin(axes, keepdim=True), images.amax(axes, keepdim=True)
     bent = ((images - low) / (high - low).clamp(min=least)) ** _column(exponents) * (high - low) + low
     bent = (bent - bent.mean(axes, keepdim=True)) / bent.std(axes, keepdim=True).clamp(min=least)

@@ -20,10 +20,10 @@ from inference.intake.cases import digest_files
 from inference.intake.label_map import read_stamp
 from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.schema import read_json
-from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig
-from training.data.datasets import cases_of, dataset_name, read_cases, read_folds, write_json
+from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig, Tree
+from training.data.datasets import cases_of, read_cases, read_folds, write_json
 from training.data.folds import Split, check_no_leak, splits_of
-from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, set_nnunet_folders
+from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, nnunet_folder, set_nnunet_folders
 from training.locks import alone
 
 if TYPE_CHECKING:
@@ -34,26 +34,23 @@ if TYPE_CHECKING:
 log = logging.getLogger("training")
 
 
-def plans_name(model: str, stage: str) -> str:
-    """Name of the plans of a training; both stages of a model share theirs."""
-    return network_name(model, SCRATCH) if stage == SCRATCH else model
-
-
 def network_name(model: str, stage: str) -> str:
     """Name of a model's networks of a stage among predictions."""
     return {"pretraining": f"{model}-pretrained", SCRATCH: f"{model}-{SCRATCH}"}.get(stage, model)
 
 
-def stage_of(stage: str) -> str:
-    """The stage whose data set a training learns from: that of fine-tuning for the one from scratch."""
-    return "finetuning" if stage == SCRATCH else stage
+def plans_name(model: str, stage: str) -> str:
+    """Name of the plans of a training; both stages of a model share theirs."""
+    # nnU-Net's folders are called by data set and plans: from scratch has fine-tuning's cases and needs its own.
+    return network_name(model, SCRATCH) if stage == SCRATCH else model
 
 
 def training_folder(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
     """Where nnU-Net keeps one training."""
+    # The name of the trainer's class, in words: importing it takes seconds, and the graph asks for every path.
     trainer = "MedNeXtRegionTrainer" if config.model(model).architecture == "MedNeXt" else "NnUNetRegionTrainer"
     name = f"{trainer}__{plans_name(model, stage)}__{CONFIGURATION}"
-    return work / "nnunet" / "trainings" / dataset_name(stage_of(stage)) / name / f"fold_{fold}"
+    return nnunet_folder(work, "trainings", stage) / name / f"fold_{fold}"
 
 
 def checkpoint_path(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> Path:
@@ -67,18 +64,24 @@ def write_splits(config: RunConfig, work: Path) -> None:
     Raises LeakError where a patient would be on both sides, and UsageError for a fold without a case.
     """
     folds = read_folds(work / "folds.json")
-    entries = {entry.id: entry for entry in read_cases(work / "cases.json")}
-    patients = {case: entry.patient for case, entry in entries.items()}
+    patients = {entry.id: entry.patient for entry in read_cases(work / "cases.json")}
     for stage in config.stages:
         cases = cases_of(work, stage)
         splits = splits_of(folds, cases)
         check_no_leak(folds, patients, cases, splits)
+        # Folds after the last one that has a case are not among the splits.
         held_out = [len(split["val"]) for split in splits] + [0] * (config.folds - len(splits))
         if 0 in held_out and not config.is_shared(stage):
             raise UsageError(f"{stage}: fold {held_out.index(0)} has no case, expected one at least: use fewer `folds`")
-        target = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_json(splits, target)
+        folder = nnunet_folder(work, "preprocessed", stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(splits, folder / "splits_final.json")
+
+
+def training_cases(work: Path, stage: str, fold: int) -> list[str]:
+    """Cases that a training of this fold learns from."""
+    splits = nnunet_folder(work, "preprocessed", stage) / "splits_final.json"
+    return read_json(splits, list[Split], UsageError)[fold]["train"]
 
 
 def loss_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[float]:
@@ -89,13 +92,10 @@ def loss_weights(model: ModelConfig, stage: str, fold: int, work: Path) -> list[
 
     from training.fit.losses import inverse_frequency
 
-    splits = work / "nnunet" / "preprocessed" / dataset_name(stage) / "splits_final.json"
-    training = json.loads(splits.read_text(encoding="utf-8"))[fold]["train"]
     parts = REGIONS if model.heads == "regions" else {label.name: (label,) for label in TUMOUR_LABELS}
     voxels = dict.fromkeys(parts, 0)
-    for case in training:
-        path = work / "nnunet" / "raw" / dataset_name(stage) / "labelsTr" / f"{case}.nii.gz"
-        labels = np.asarray(nibabel.load(path).dataobj)
+    for case in training_cases(work, stage, fold):
+        labels = np.asarray(nibabel.load(nnunet_folder(work, "raw", stage) / "labelsTr" / f"{case}.nii.gz").dataobj)
         for part, inside in parts.items():
             voxels[part] += int(np.isin(labels, inside).sum())
     return inverse_frequency(voxels)
@@ -107,7 +107,7 @@ def case_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
     if stage == SCRATCH and config.comparison.scratch_shares:
         shares = config.comparison.scratch_shares
     sources = {entry.id: entry.source for entry in read_cases(work / "cases.json")}
-    cases = cases_of(work, stage_of(stage))
+    cases = cases_of(work, "finetuning" if stage == SCRATCH else stage)
     sizes = Counter(sources[case] for case in cases)
     return {case: shares.get(sources[case], 0) / sizes[sources[case]] if shares else 1.0 for case in cases}
 
@@ -133,15 +133,13 @@ def train(
 
 def sources_of(config: RunConfig, work: Path, stage: str, model: str, fold: int) -> dict[str, str]:
     """Sources of a training: digests of its cases, its plans and the weights that it starts from."""
-    dataset = dataset_name(stage_of(stage))
-    preprocessed, labels = work / "nnunet" / "preprocessed" / dataset, work / "nnunet" / "raw" / dataset / "labelsTr"
-    training = read_json(preprocessed / "splits_final.json", list[Split], UsageError)[fold]["train"]
-    stamps = {case: read_stamp(labels / f"{case}.nii.gz") for case in training}
-    found = {"plans": digest_files(model, [preprocessed / f"{model}.json"])}
-    if all(stamps.values()):  # data sets had none before
+    labels = nnunet_folder(work, "raw", stage) / "labelsTr"
+    stamps = {case: read_stamp(labels / f"{case}.nii.gz") for case in training_cases(work, stage, fold)}
+    found = {"plans": digest_files(model, [nnunet_folder(work, "preprocessed", stage) / f"{model}.json"])}
+    if all(stamps.values()):  # label maps of older data sets carry no stamp
         found["cases"] = hashlib.sha256(json.dumps(stamps).encode()).hexdigest()[:16]
     if stage == "finetuning":
-        if config.ancestor:
+        if config.ancestor:  # its manifest holds the hash of every file, and a few kB are read in no time
             start = Path(config.ancestor, "manifest.json")
         else:
             start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
@@ -170,8 +168,9 @@ def _train(
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     set_nnunet_folders(work)
-    # nnU-Net reads its own spelling. Beside a GPU other processes augment; on a CPU they would be in the way.
+    # Beside a GPU other processes augment; on a CPU they would be in the way.
     os.environ.setdefault(AUGMENTING, str(max(threads - 1, 1)) if device == "cuda" else "0")
+    # Compiling needs a C++ compiler, which the image does not have. nnU-Net reads just this spelling.
     os.environ.setdefault("nnUNet_compile", "False")
     if threads:
         torch.set_num_threads(threads)
@@ -182,7 +181,11 @@ def _train(
         trainer.load_checkpoint(str(latest))
         log.info("%s of %s, fold %d, goes on at epoch %d", stage, model.name, fold, trainer.current_epoch)
     else:
-        _seed(config.seed + 100 * TRAININGS.index(stage) + fold)
+        # Another seed for each training, so that the networks of an ensemble do not begin alike.
+        seed = config.seed + 100 * TRAININGS.index(stage) + fold
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
+        torch.manual_seed(seed)
         trainer.initialize()
         if stage == "finetuning":
             _start_weights(config, work, trainer, fold)
@@ -197,7 +200,12 @@ def _start_weights(config: RunConfig, work: Path, trainer: RegionTrainer, fold: 
     if config.ancestor:
         load_ancestor(trainer.network, config.ancestor, model, fold)
         return
-    _check_same_plans(work, model)
+    first, second = (
+        read_json(nnunet_folder(work, "preprocessed", stage) / f"{model}.json", Tree, UsageError) for stage in STAGES
+    )
+    # Weights of another architecture would fail to load, those of another patch or grid would not and be worth little.
+    if first["configurations"] != second["configurations"]:
+        raise UsageError(f"{model}: the plans of fine-tuning differ from those of pretraining")
     start = checkpoint_path(config, work, "pretraining", model, config.start_fold(fold))
     weights = torch.load(start, map_location="cpu", weights_only=False)["network_weights"]
     trainer.network.load_state_dict(weights, strict=True)
@@ -215,6 +223,7 @@ def load_ancestor(network: nn.Module, bundle: str, model_name: str, fold: int) -
     if fold not in model.folds:
         raise UsageError(f"{bundle}: {model_name} has no fold {fold} to start from, only {model.folds}")
     state = {name: torch.from_numpy(array) for name, array in model.tensors(fold).items()}
+    # Not strict, since the heads of deep supervision are lacking; what else lacks is looked for below.
     try:
         unexpected = network.load_state_dict(state, strict=False).unexpected_keys
     except RuntimeError as error:
@@ -236,17 +245,17 @@ def make_trainer(
 
     from training.fit.trainers import trainer_class
 
-    folder = work / "nnunet" / "preprocessed" / dataset_name(stage_of(stage))
-    plans = json.loads((folder / f"{model.name}.json").read_text(encoding="utf-8"))
+    folder = nnunet_folder(work, "preprocessed", stage)
+    plans = read_json(folder / f"{model.name}.json", Tree, UsageError)
     plans["plans_name"] = plans_name(model.name, stage)
-    description = json.loads((folder / "dataset.json").read_text(encoding="utf-8"))
+    description = read_json(folder / "dataset.json", Tree, UsageError)
     resuming = (training_folder(config, work, stage, model.name, fold) / "checkpoint_latest.pth").is_file()
     plans["continue_training"] = resuming  # nnU-Net's trainer takes it out again
     trainer = trainer_class(model.architecture)(plans, CONFIGURATION, fold, description, torch.device(device))
     trainer.configure(
         model,
         stage_settings(model, stage),
-        loss_weights(model, stage_of(stage), fold, work),
+        loss_weights(model, stage, fold, work),
         case_shares(config, work, stage),
     )
     return trainer
@@ -257,20 +266,3 @@ def stage_settings(model: ModelConfig, stage: str) -> StageConfig:
     if stage == SCRATCH:
         return model.scratch or dataclasses.replace(model.finetuning, trainable="all")
     return model.pretraining if stage == "pretraining" else model.finetuning
-
-
-def _check_same_plans(work: Path, model: str) -> None:
-    first, second = (
-        json.loads((work / "nnunet" / "preprocessed" / dataset_name(stage) / f"{model}.json").read_text("utf-8"))
-        for stage in STAGES
-    )
-    if first["configurations"] != second["configurations"]:
-        raise UsageError(f"{model}: the plans of fine-tuning differ from those of pretraining")
-
-
-def _seed(seed: int) -> None:
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
-    torch.manual_seed(seed)

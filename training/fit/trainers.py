@@ -37,6 +37,7 @@ DECODER = ("decoder.", "up_", "dec_block_", "out_")
 """How names of a decoder's parameters begin, in nnU-Net's networks and in MedNeXt."""
 GRADIENT_NORM = 12.0
 """nnU-Net's clipping."""
+# Strong is about twice as often as nnU-Net's own, in the same ranges.
 CHANCES = {
     "default": Chances(),
     "strong": Chances(
@@ -52,6 +53,7 @@ CHANCES = {
     ),
 }
 """How often each transform happens, by the name of the augmentation."""
+# Fields of `Chances` by nnU-Net's transform, for those that happen or not as a whole.
 _NAME_OF_CHANCE = {
     GaussianNoiseTransform: "noise",
     GaussianBlurTransform: "blur",
@@ -59,7 +61,6 @@ _NAME_OF_CHANCE = {
     ContrastTransform: "contrast",
     SimulateLowResolutionTransform: "low_resolution",
 }
-"""Fields of :class:`training.fit.resident.Chances` by nnU-Net's transform, for those that happen or not as a whole."""
 
 
 class WarmupPolynomial:
@@ -70,6 +71,7 @@ class WarmupPolynomial:
 
     def step(self, epoch: int) -> None:
         """Set the learning rate of `epoch`, from 0."""
+        # Not 0 in the first epoch of the rise, which would learn nothing.
         rate = self.base * min(1.0, (epoch + 1) / (self.warmup + 1)) * (1 - epoch / self.epochs) ** 0.9
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -95,6 +97,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         self.num_val_iterations_per_epoch = stage.validation_iterations
         self.initial_lr = stage.optimiser.learning_rate
         self.weight_decay = stage.optimiser.weight_decay
+        # nnU-Net saves every 50 epochs; here a training that is killed loses one at most.
         self.save_every = 1
 
     def build_network_architecture(  # noqa: D102
@@ -105,12 +108,10 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         num_output_channels: int,
         enable_deep_supervision: bool = True,
     ) -> nn.Module:
-        architecture = configuration_manager.configuration["architecture"]
         # The data set's labels are regions; a model of label heads has the background as well.
         outputs = num_output_channels + (self.model.heads == "labels")
-        network: nn.Module = build_network(
-            architecture, num_input_channels, outputs, deep_supervision=enable_deep_supervision
-        )
+        architecture, deep = configuration_manager.configuration["architecture"], enable_deep_supervision
+        network: nn.Module = build_network(architecture, num_input_channels, outputs, deep_supervision=deep)
         return network
 
     def configure_optimizers(self) -> tuple[torch.optim.Optimizer, WarmupPolynomial]:  # noqa: D102
@@ -131,9 +132,9 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
         return optimiser, schedule
 
     def _build_loss(self) -> nn.Module:
-        scales = len(self._get_deep_supervision_scales())
-        weights = np.array([1 / 2**scale for scale in range(scales)])
-        weights[-1] = 0  # nnU-Net leaves the coarsest output out
+        # Each output counts half of the next finer one; nnU-Net leaves the coarsest out.
+        weights = 0.5 ** np.arange(len(self._get_deep_supervision_scales()))
+        weights[-1] = 0
         kind = LabelLoss if self.model.heads == "labels" else RegionLoss
         loss: nn.Module = DeepSupervisionWrapper(kind(self.region_weights), weights / weights.sum())
         return loss
@@ -154,23 +155,26 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             loaders = super().get_dataloaders()
             return loaders
         self.dataset_class = infer_dataset_class(self.preprocessed_dataset_folder)
+        # nnU-Net augments slice by slice where a patch is more than three times as wide as it is deep.
         _, flat, _, _ = self.configure_rotation_dummyDA_mirroring_and_inital_patch_size()
         if flat:
             raise UsageError(f"{self.model.name}: so flat a patch is augmented slice by slice; use loading: workers")
         patch, scales = self.configuration_manager.patch_size, self._get_deep_supervision_scales()
-        theirs = (
-            nnUNetDataLoader(
+        theirs = []
+        for cases in self.get_tr_and_val_datasets():
+            shares = np.array([self.shares[case] for case in cases.identifiers])
+            # Patches of the final size: the affine sampling needs no margin around them, as nnU-Net's own does.
+            loader = nnUNetDataLoader(
                 cases,
                 self.batch_size,
                 patch,
                 patch,
                 self.label_manager,
                 oversample_foreground_percent=self.oversample_foreground_percent,
-                sampling_probabilities=self._probabilities(cases.identifiers),
+                sampling_probabilities=shares / shares.sum(),
                 probabilistic_oversampling=self.probabilistic_oversampling,
             )
-            for cases in self.get_tr_and_val_datasets()
-        )
+            theirs.append(loader)
         training, validation = theirs
         chances = dataclasses.replace(CHANCES[self.model.augmentation], mixing=self.model.mixing)
         return (
@@ -178,11 +182,8 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             ResidentLoader(validation, scales, self.device),
         )
 
-    def _probabilities(self, cases: Sequence[str]) -> list[float]:
-        shares = [self.shares[case] for case in cases]
-        return [share / sum(shares) for share in shares]
-
     def _forward(self, data: Tensor) -> contextlib.AbstractContextManager[object]:
+        # float16 is what nnU-Net's loss scaling is for; a CPU has no scaling, and bfloat16 needs none.
         half = torch.float16 if data.device.type == "cuda" else torch.bfloat16
         enabled = data.device.type == "cuda" or (self.model.precision == "bfloat16" and processor_has_bfloat16())
         return torch.autocast(data.device.type, half, enabled=enabled)
@@ -212,6 +213,7 @@ class RegionTrainer(nnUNetTrainer):  # type: ignore[misc]
             self.optimizer.step()
         else:
             self.grad_scaler.scale(loss).backward()
+            # Clipped as they are, not as they were scaled.
             self.grad_scaler.unscale_(self.optimizer)
             nn.utils.clip_grad_norm_(self.network.parameters(), GRADIENT_NORM)
             self.grad_scaler.step(self.optimizer)
@@ -260,6 +262,7 @@ class MedNeXtRegionTrainer(RegionTrainer):
     """Trains the MedNeXt of the ensemble."""
 
     def _get_deep_supervision_scales(self) -> list[list[float]]:
+        # nnU-Net reads them from strides in the plans, which a MedNeXt's have not.
         return [[1 / 2**scale] * 3 for scale in range(LEVELS + 1)]
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:  # noqa: D102
