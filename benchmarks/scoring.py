@@ -20,7 +20,8 @@ from benchmarks.measuring import Meter, positive
 from inference.errors import ExitStatus
 from inference.labels import Label
 from training.evaluation.editions import Edition, score
-from training.evaluation.lesionwise import Labels, Version, score_case
+from training.evaluation.lesionwise import score_case
+from training.evaluation.scores import Labels, Version
 from training.evaluation.tables import Row, markdown
 
 FULL_SIZE: Final = (240, 240, 155)

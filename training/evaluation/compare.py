@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger(__name__)
 
-_DEFAULT_RESAMPLES: Final = 10000
-
 _RANKING: Final = """\
 ## Ranking
 1 is the best. By cases: rank in each case, averaged over cases, regions and metrics. By means: rank of the mean over
@@ -44,7 +42,7 @@ corrected for the number of tests).
 def report(systems: Systems, tests: list[Difference], ranked: Sequence[RankTest] = ()) -> str:
     """The comparison as Markdown: ranking, means, tests, and the differences of each case."""
     by_cases, by_means = systems.ranking(), systems.mean_ranking()
-    order = np.argsort(by_cases, kind="stable")
+    order = np.argsort(by_cases, kind="stable")  # equal ranks stay in the order in which the files were named
     ranking: list[Row] = [(systems.names[at], float(by_cases[at]), float(by_means[at])) for at in order]
     swapped: list[Row] = [(f"{test.system} - {test.against}", test.difference, test.p_value) for test in ranked]
     means: list[Row] = [
@@ -72,6 +70,7 @@ def report(systems: Systems, tests: list[Difference], ranked: Sequence[RankTest]
 
 
 def _by_case(systems: Systems, tests: list[Difference], pair: tuple[str, str]) -> str:
+    """The differences of one pair of systems, a row for each case."""
     columns = [test for test in tests if (test.system, test.against) == pair]
     rows: list[Row] = [(case, *(test.per_case[at] for test in columns)) for at, case in enumerate(systems.cases)]
     header = ("case", *(f"{test.region} {test.metric}" for test in columns))
@@ -108,7 +107,7 @@ def plot(systems: Systems, path: Path) -> None:
     from matplotlib.figure import Figure
 
     rows, columns = len(systems.metrics), len(systems.regions)
-    width = max(3.0, 0.9 * len(systems.names) + 1)
+    width = max(3.0, 0.9 * len(systems.names) + 1)  # inches, so that slanted names of systems do not overlap
     figure = Figure(figsize=(width * columns, 3.2 * rows), layout="constrained")
     panels = figure.subplots(rows, columns, squeeze=False)
     for (m, r), panel in np.ndenumerate(panels):
@@ -119,10 +118,12 @@ def plot(systems: Systems, path: Path) -> None:
 
 
 def _panel(panel: Axes, systems: Systems, region: int, metric: int) -> None:
+    # An axis cannot show infinity; `_warn` has told how many there are.
     values = np.where(np.isfinite(systems.values), systems.values, np.nan)[:, :, region, metric]
     positions = np.arange(1, len(systems.names) + 1)
     panel.plot(positions, values, color="0.8", linewidth=0.6, zorder=1)
     finite = [column[np.isfinite(column)] for column in values]
+    # Without outliers of its own: every case is a dot already.
     panel.boxplot(finite, positions=positions, showfliers=False, medianprops={"color": "black"})
     for position, column in zip(positions, values, strict=True):
         panel.plot(np.full(column.size, position), column, ".", color="tab:blue", alpha=0.6, zorder=2)
@@ -149,7 +150,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resamples",
         type=int,
-        default=_DEFAULT_RESAMPLES,
+        default=10000,  # the 95 % interval then moves by about a hundredth of its width between seeds
         metavar="N",
         help="of the bootstrap and the permutation test (default: %(default)s)",
     )
@@ -167,6 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.resamples < 1:
         raise UsageError(f"--resamples {arguments.resamples}: at least one")
     systems = load_systems(arguments.scores, arguments.metrics)
+    # Before the tests, which take a while.
     _warn(systems)
     ranked = rank_tests(systems, permutations=arguments.resamples, seed=arguments.seed)
     tests = differences(systems, resamples=arguments.resamples, seed=arguments.seed)

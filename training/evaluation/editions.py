@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final, Literal
 
-from training.evaluation.lesionwise import Labels, RegionScore, score_case, score_missing
+from training.evaluation.lesionwise import score_case, score_missing
 from training.evaluation.matched import MatchedScore, score_matched, score_matched_missing
+from training.evaluation.scores import Labels, RegionScore
 from training.evaluation.surfaces import Spacing
 
 Edition = Literal[2023, 2024, 2025, 2026]
@@ -14,8 +15,8 @@ Edition = Literal[2023, 2024, 2025, 2026]
 CaseScores = Mapping[str, RegionScore] | Mapping[str, MatchedScore]
 """Scores of one case by region."""
 
+# What the program of 2024 and 2025 computes on lesion numbers where masks are meant: of no use to a reader.
 ODDITIES: Final = ("sensitivity", "specificity", "hd95")
-"""What the program of 2024 and 2025 computes on lesion numbers where masks are meant: of no use to a reader."""
 
 
 def score(

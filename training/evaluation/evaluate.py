@@ -28,24 +28,19 @@ from training.evaluation.tables import Row, check_table, comma_separated, markdo
 from training.workers import open_workers
 
 if TYPE_CHECKING:
-    from training.evaluation.lesionwise import LesionScore
+    from training.evaluation.scores import LesionScore
 
 _LOG = logging.getLogger(__name__)
 
+# Relative difference between the voxel sizes of pixdim and affine that passes without a word: both are rounded.
 _SAME_SIZE: Final = 1e-3
-"""Largest relative difference between the voxel sizes of pixdim and of the affine that passes without a word."""
 
-
-def _deviation(values: list[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else nan
-
-
+# Of finite values alone; `std` is of a sample (n - 1), as in the challenge's tables.
 _STATISTICS: Final[Mapping[str, Callable[[list[float]], float]]] = {
     "mean": statistics.fmean,
     "median": statistics.median,
-    "std": _deviation,
+    "std": lambda values: statistics.stdev(values) if len(values) > 1 else nan,
 }
-"""What is reported over cases, of finite values alone; `std` is of a sample (n - 1), as in the challenge's tables."""
 
 Scores = Mapping[str, Mapping[str, float]]
 """Values by region and metric."""
@@ -80,6 +75,7 @@ class Evaluation:
             region: {
                 name: float(len(values)) if statistic == "count" else _STATISTICS[statistic](values) if values else nan
                 for name in scores
+                # A list of one, which gives the values a name within the comprehension.
                 for values in [[case[region][name] for case in self.cases.values() if isfinite(case[region][name])]]
             }
             for region, scores in next(iter(self.cases.values()), {}).items()
@@ -105,6 +101,7 @@ class Evaluation:
         """The means that rank, and what became of the cases, in one line."""
         means = self.summary("mean")
         dice = ", ".join(f"{region} {scores['lesionwise_dice']:.4f}" for region, scores in means.items())
+        # What lowers the means, or is not in them, stands beside them.
         told = {"missing": self.missing, "damaged": self.damaged, "left out for their reference": self.failed}
         counts = [f"{len(cases)} {word}" for word, cases in told.items() if cases]
         scored = f"{len(self.cases)} case{'s' * (len(self.cases) != 1)}"
@@ -131,7 +128,7 @@ class Evaluation:
         for case, by_region in self.lesions.items():
             for region, lesions in by_region.items():
                 for number, lesion in enumerate(lesions, start=1):
-                    flags = ("yes" if lesion.counted else "no", "yes" if lesion.matched else "no")
+                    flags = ("yes" if flag else "no" for flag in (lesion.counted, lesion.matched))
                     values = (lesion.dice, lesion.hd95, lesion.nsd, *(round(at, 1) for at in lesion.centre))
                     rows.append((case, region, number, lesion.side, lesion.volume, *flags, *values))
         measures = ("volume_mm3", "counted", "matched", "dice", "hd95_mm", "nsd", "x", "y", "z")
@@ -180,6 +177,7 @@ def evaluate_folders(reference: Path, prediction: Path, rules: Rules, jobs: int 
 
     """
     matching = match(reference, prediction)
+    # Told first: as a rule a name has gone wrong, and whoever waits for hours of scores wants to know now.
     for case in matching.extra:
         _LOG.warning("%s: no reference; not scored", case)
     outcomes = []
@@ -229,7 +227,8 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
             check_geometry(prediction, reference)
     except CaseError as error:
         prediction, problem = None, str(error)
-    if prediction is None:  # missing or damaged, which is the same
+    # Missing or damaged is the same to a ranking: a system that fails on a case must not gain by it.
+    if prediction is None:
         lowest = worst(reference.labels, _voxel_size(reference, rules)[0], rules.version)
         return _Outcome(pair.case, lowest, problem, relabelled=reference.relabelled)
     labels = prediction.labels
@@ -237,8 +236,9 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
     relabelled = reference.relabelled or (prediction.relabelled and rules.label_4_is_et)
     if relabelled:
         warnings.append("label 4 was read as 3")
-    if prediction.relabelled and not rules.label_4_is_et:
-        # The reader has called it 3, since no voxel was.
+    dropped = prediction.relabelled and not rules.label_4_is_et
+    if dropped:
+        # The reader has called it 3, as it does where no voxel was 3.
         labels = np.where(labels == Label.ET, np.uint8(0), labels)
         warnings.append("label 4 of the prediction is in no region, as for the official programs: see --label-4-is-et")
     spacing, other = _voxel_size(prediction, rules)
@@ -246,9 +246,7 @@ def _outcome(pair: Pair, rules: Rules) -> _Outcome:
         source = "header" if rules.version == 2023 else "affine"
         warnings.append(f"voxels of {spacing} mm by the {source}, which counts in {rules.version}, and of {other} mm")
     found = score(reference.labels, labels, spacing, rules.version, package_faults=rules.package_faults)
-    return _Outcome(
-        pair.case, found, "", tuple(warnings), relabelled, prediction.relabelled and not rules.label_4_is_et
-    )
+    return _Outcome(pair.case, found, "", tuple(warnings), relabelled, dropped)
 
 
 def _voxel_size(label_map: LabelMap, rules: Rules) -> tuple[Spacing, Spacing]:
@@ -256,10 +254,10 @@ def _voxel_size(label_map: LabelMap, rules: Rules) -> tuple[Spacing, Spacing]:
 
     The program of 2023 takes the header's pixdim, or the affine where that is no size at all; later ones the affine.
     """
-    header, affine = label_map.geometry.header["pixdim"][1:4], label_map.geometry.affine[:3, :3]
-    x, y, z = (float(side) for side in header)
+    x, y, z = map(float, label_map.geometry.header["pixdim"][1:4])
     stated: Spacing = (x, y, z)
-    x, y, z = (round(float(side), 6) for side in np.linalg.norm(affine, axis=0))
+    # Rounded: the norm of an oblique affine's columns is 1 mm but for the last digits, which would make other surfaces.
+    x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.geometry.affine[:3, :3], axis=0))
     real: Spacing = (x, y, z)
     return (stated, real) if rules.version == 2023 and all(0 < side < inf for side in stated) else (real, stated)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,17 +18,17 @@ from inference.errors import CaseError, FolderError, UsageError
 from inference.intake.label_map import LabelMap, read_label_map
 
 _ENDING: Final = re.compile(r"\.nii(?:\.gz)?", re.IGNORECASE)
+# How the name of a label map may end.
 _CALLED: Final = re.compile(
     r"(?:^|[-_.])(?:seg|segmentation|label|labels|pred|prediction|output|result)$", re.IGNORECASE
 )
-"""How the name of a label map may end."""
+# How the names of other images end that lie beside label maps: scans, nnU-Net's channels, masks, probabilities.
 _SEQUENCE: Final = re.compile(r"(?:^|[-_])(?:t1n|t1ce|t1c|t1gd|t1|t2w|t2f|t2|flair)$", re.IGNORECASE)
 _COMPANION: Final = re.compile(
     r"(?:^|[-_.])(?:000[0-3]|(?:brain[-_]?)?mask|brain|probabilities|probability|softmax|uncertainty)$", re.IGNORECASE
 )
-"""How the names of other images end that lie beside label maps."""
+# How IDs of BraTS 2023 and later end, by which the challenge's own programs match. Cohorts count on their own.
 _NUMBER: Final = re.compile(r"(?:BraTS\d*[-_](?P<cohort>[A-Za-z]+)[-_]|(?<!\d))(?P<number>\d{5}-\d{3})$", re.IGNORECASE)
-"""How IDs of BraTS 2023 and later end, by which the challenge's own programs match. Cohorts count on their own."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +84,17 @@ class Image:
         return ((found["cohort"] or "").upper(), found["number"]) if found else None
 
     @property
+    def digits(self) -> str:
+        """The number alone, empty without one."""
+        return self.number[1] if self.number else ""
+
+    @property
+    def folder_digits(self) -> str:
+        """The number at the end of the folder's name."""
+        found = _NUMBER.search(self.folder)
+        return found["number"] if found else ""
+
+    @property
     def case(self) -> str:
         """The ID to show: that of BraTS where the name ends in one with its cohort, else the whole."""
         found = _NUMBER.search(self.id)
@@ -119,6 +130,7 @@ def match(reference: Path, prediction: Path) -> Matching:
     for file in alone:
         missing.setdefault(file.id, []).append(file)
     groups += [(files, []) for files in missing.values()]
+    # The short ID where it says which case is meant, else the whole name.
     shown = Counter(files[0].case for files, _ in groups)
     pairs = []
     for files, predicted in groups:
@@ -158,19 +170,17 @@ def _images(folder: Path) -> list[Image]:
     if not folder.is_dir():
         raise FolderError(f"no folder {folder}")
     for where, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        # A link may lead back up: no folder twice, by its real path.
         real = os.path.realpath(where)
         folders[:] = [] if real in seen else sorted(name for name in folders if not name.startswith((".", "__MACOSX")))
         if real not in seen:
             inside = "" if Path(where) == folder else Path(where).name
-            found += [_image(Path(where, name), inside) for name in sorted(files) if _names_image(name)]
+            images = (name for name in sorted(files) if not name.startswith(".") and _ENDING.search(name))
+            found += [_image(Path(where, name), inside) for name in images]
         seen.add(real)
     if not found:
         raise FolderError(f"no label map (*.nii, *.nii.gz) in {folder}")
     return found
-
-
-def _names_image(name: str) -> bool:
-    return not name.startswith(".") and _ENDING.search(name) is not None
 
 
 def _image(path: Path, folder: str) -> Image:
@@ -188,6 +198,7 @@ def _label_maps(images: list[Image], others: Sequence[Image]) -> list[Image]:
     the other side is one none the less: IDs may end in `_T2`.
     """
     wanted = {name for other in others if not other.odd for name in (other.stem, other.id)}
+    # Each name without its last word, in its folder: of images that are surely label maps, and of those called so.
     clear = {(image.path.parent, _CALLED.sub("", image.stem)) for image in images if not image.odd}
     clear |= {(where, "") for where, _ in clear}  # for images whose whole name is such a word
     called = {(image.path.parent, _CALLED.sub("", image.stem)) for image in images if image.called}
@@ -208,26 +219,14 @@ def _label_maps(images: list[Image], others: Sequence[Image]) -> list[Image]:
     return [image for image in images if is_label_map(image)]
 
 
-def _number(name: str) -> str:
-    found = _NUMBER.search(name)
-    return found["number"] if found else ""
-
-
-_Key = Callable[[Image], object]
-_BY_NAME: Final[tuple[tuple[_Key, _Key], ...]] = (
-    (lambda reference: reference.name, lambda prediction: prediction.name),
-    (lambda reference: reference.id, lambda prediction: prediction.name),
-    (lambda reference: reference.id, lambda prediction: prediction.id),
-    (lambda reference: reference.name, lambda prediction: prediction.id),
-    (lambda reference: reference.number, lambda prediction: prediction.number),
-)
-"""What is equal in the names of one case on both sides, the surest first."""
-_ONE_TO_ONE: Final[tuple[tuple[_Key, _Key], ...]] = (
-    (lambda reference: _number(reference.id), lambda prediction: _number(prediction.id)),
-    (lambda reference: reference.id, lambda prediction: prediction.folder),
-    (lambda reference: reference.folder, lambda prediction: prediction.id),
-    (lambda reference: reference.folder, lambda prediction: prediction.folder),
-    (lambda reference: _number(reference.id), lambda prediction: _number(prediction.folder)),
+_BY_NAME: Final = (("name", "name"), ("id", "name"), ("id", "id"), ("name", "id"), ("number", "number"))
+"""What is equal in the names of one case, of its reference and its prediction; the surest first."""
+_ONE_TO_ONE: Final = (
+    ("digits", "digits"),
+    ("id", "folder"),
+    ("folder", "id"),
+    ("folder", "folder"),
+    ("digits", "folder_digits"),
 )
 """The same where one case alone has it on each side: a number without a cohort, and names of folders."""
 
@@ -238,12 +237,16 @@ def together(references: list[Image], predictions: list[Image]) -> tuple[list[_G
     """Files of one case on both sides, and what is left of the references and of the predictions; see :func:`match`."""
     groups: list[_Group] = []
     for keys in (*_BY_NAME, *_ONE_TO_ONE):
-        mine, theirs = _by(keys[0], references), _by(keys[1], predictions)
+        mine, theirs = _grouped(references, keys[0]), _grouped(predictions, keys[1])
         for key in mine.keys() & theirs.keys():
             group = mine[key], theirs[key]
             one = all(len({file.number or file.path for file in files}) == 1 for files in group)
-            if keys in _BY_NAME or (one and not _cohorts_differ(group[0][0], group[1][0])):
+            # Where both name a cohort it counts: BraTS-SSA-00001-000 is not BraTS-GLI-00001-000.
+            numbers = [files[0].number for files in group]
+            differ = all(number and number[0] for number in numbers) and numbers[0] != numbers[1]
+            if keys in _BY_NAME or (one and not differ):
                 groups.append(group)
+        # What has found its like is out of the game, so that a weaker likeness cannot take it.
         taken = {file.path for group in groups for files in group for file in files}
         references = [file for file in references if file.path not in taken]
         predictions = [file for file in predictions if file.path not in taken]
@@ -258,15 +261,10 @@ def together(references: list[Image], predictions: list[Image]) -> tuple[list[_G
     return groups, *left
 
 
-def _by(key: _Key, files: list[Image]) -> dict[object, list[Image]]:
-    grouped: dict[object, list[Image]] = {}
+def _grouped(files: list[Image], key: str) -> dict[object, list[Image]]:
+    """Files by one of their properties; those whose property is empty are left out."""
+    found: dict[object, list[Image]] = {}
     for file in files:
-        if value := key(file):
-            grouped.setdefault(value, []).append(file)
-    return grouped
-
-
-def _cohorts_differ(first: Image, second: Image) -> bool:
-    return (
-        bool(first.number and second.number and first.number[0] and second.number[0]) and first.number != second.number
-    )
+        if value := getattr(file, key):
+            found.setdefault(value, []).append(file)
+    return found

@@ -21,8 +21,8 @@ Numbers = NDArray[np.intp]
 DILATION: Final = 3
 """Iterations of the 18-neighbour element by which fragments are joined and matches are found."""
 
+# Predicted lesions of up to this many voxels do not count in 2024: voxels, where the reference's 50 are mm³.
 SMALLEST_VOXELS: Final = 50
-"""Predicted lesions of up to this many voxels do not count in 2024."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,17 @@ class Lesions:
     def near(self, voxels: NDArray[np.intp]) -> Numbers:
         """Number of the lesion whose zone holds each of some voxels (flat indices); 0 for none."""
         return self.of_zone[self.zones.ravel()[voxels]]
+
+    def centres(self, origin: tuple[int, ...]) -> dict[int, tuple[float, float, float]]:
+        """Mean voxel index of each lesion by its number, in the volume where the array begins at `origin`."""
+        sizes = self.sizes
+        places = np.unravel_index(self.voxels, self.zones.shape)
+        sums = [np.bincount(self.at_voxels, weights=axis, minlength=sizes.size) for axis in places]
+        found = {}
+        for lesion in np.flatnonzero(sizes).tolist():
+            x, y, z = (float(axis[lesion] / sizes[lesion]) + begin for axis, begin in zip(sums, origin, strict=True))
+            found[lesion] = (x, y, z)
+        return found
 
     def ids(self) -> NDArray[np.uint32]:
         """(X, Y, Z): number of the lesion that a voxel belongs to, 0 outside."""
@@ -114,6 +125,7 @@ def dilate(mask: Mask, iterations: int = DILATION) -> Mask:
 
     The element is the union of a 3 × 3 square in each of the three planes.
     """
+    # Much faster than `scipy.ndimage.binary_dilation`, which visits all 19 neighbours of every voxel.
     padded = np.pad(mask, iterations)
     along_x, along_y, along_z = padded.shape[1] * padded.shape[2], padded.shape[2], 1
     # Stepping over flat indices runs off the end of a row only into the padding of the next.
@@ -141,6 +153,7 @@ def _touching(first: Lesions, second: Lesions) -> list[tuple[int, int]]:
     along_x, along_y = padded.shape[1] * padded.shape[2], padded.shape[2]
     x, y, z = np.unravel_index(first.voxels, first.zones.shape)
     at = (x + 1) * along_x + (y + 1) * along_y + z + 1
+    # A pair of numbers as one integer, which `np.unique` sorts many times faster than rows of two.
     width = int(padded.max()) + 1
     keys = set()
     for step in product((-1, 0, 1), repeat=3):

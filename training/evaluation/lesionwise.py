@@ -20,8 +20,8 @@ the masks as they are, before anything is removed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
-from math import isfinite, isnan, nan, prod
+from dataclasses import dataclass, field, replace
+from math import isfinite, nan, prod
 from sys import float_info
 from typing import Final, Literal
 
@@ -42,95 +42,14 @@ from training.evaluation.lesions import (
     without_small,
 )
 from training.evaluation.overlap import dice_of_sizes
+from training.evaluation.scores import WORST_DISTANCE_MM, Labels, LesionScore, RegionScore, Version
 from training.evaluation.surfaces import Spacing, hausdorff95, surface_dice
-
-Version = Literal[2023, 2024]
-Labels = NDArray[np.uint8]
 
 SMALLEST_LESION_MM3: Final = 50.0
 """Reference lesions of up to this volume are not scored."""
 
-WORST_DISTANCE_MM: Final = 374.0
-"""What stands for an infinite Hausdorff distance: the diagonal of a BraTS volume, rounded."""
-
 TOLERANCES_MM: Final = (0.5, 1.0)
 """Tolerances of the surface Dice."""
-
-
-@dataclass(frozen=True)
-class LesionScore:
-    """One lesion of a region."""
-
-    side: str
-    """`reference`, or `prediction` for a false positive."""
-    volume: float
-    """mm³."""
-    counted: bool
-    """Whether it takes part in the lesion-wise means, or, in 2026, in their counts."""
-    matched: bool
-    """Whether the other side has a lesion for it."""
-    dice: float
-    hd95: float
-    """mm; NaN where no distances were asked for."""
-    nsd: float
-    """Surface Dice: at 1 mm in 2024 and 2025; NaN in 2023."""
-    centre: tuple[float, float, float]
-    """Mean voxel index along X, Y, Z as stored in the file."""
-
-
-@dataclass(frozen=True)
-class RegionScore:
-    """Scores of one region of one case. What was not asked for, or the edition does not define, is NaN."""
-
-    lesionwise_dice: float
-    """Mean Dice over reference lesions and false positives; 1 where there are neither."""
-    lesionwise_hd95: float
-    """Mean HD95 over the same, mm; 0 where there are neither."""
-    dice: float
-    """Dice of the whole volume (2024: without the ignored lesions); 1 where both sides are empty."""
-    hd95: float
-    """HD95 of the whole volume, mm; 0 where both sides are empty, 374 where one is; 2024: of lesion numbers."""
-    sensitivity: float
-    """As the official program gives it: 1 where both sides are empty, else 0 without a reference; 2024: of lesion
-    numbers."""
-    specificity: float
-    """As the official program gives it; 2024: of lesion numbers."""
-    voxel_sensitivity: float
-    """TP / (TP + FN) over the voxels of the masks, with the same rules where the reference is empty."""
-    voxel_specificity: float
-    """TN / (TN + FP) over the voxels of the masks."""
-    tp: int
-    """Reference lesions of more than 50 mm³ that meet a predicted lesion."""
-    fp: int
-    """Predicted lesions that meet no reference lesion of any size."""
-    fn: int
-    """Reference lesions of more than 50 mm³ that meet no predicted lesion."""
-    nsd_05: float = nan
-    """2024: surface Dice of the whole volume at 0.5 mm."""
-    nsd_10: float = nan
-    """2024: surface Dice of the whole volume at 1 mm."""
-    lesionwise_nsd_05: float = nan
-    """2024: mean surface Dice at 0.5 mm over reference lesions and false positives."""
-    lesionwise_nsd_10: float = nan
-    """2024: the same at 1 mm."""
-    reference_volume: float = nan
-    """Volume of the region in the reference, mm³."""
-    lesions: tuple[LesionScore, ...] = field(default=(), compare=False)
-    """The lesions behind the means; none where no distances were asked for."""
-
-    def named(self) -> dict[str, float]:
-        """The scores by the names used in files, without those that are NaN."""
-        names = [entry.name for entry in fields(self) if entry.name not in {"reference_volume", "lesions"}]
-        values = {_FILE_NAMES.get(name, name): float(getattr(self, name)) for name in names}
-        return {name: value for name, value in values.items() if not isnan(value)}
-
-
-_FILE_NAMES: Final[Mapping[str, str]] = {
-    "nsd_05": "nsd_0.5",
-    "nsd_10": "nsd_1.0",
-    "lesionwise_nsd_05": "lesionwise_nsd_0.5",
-    "lesionwise_nsd_10": "lesionwise_nsd_1.0",
-}
 
 
 def score_case(
@@ -161,6 +80,7 @@ def score_case(
 
     """
     _check(reference, prediction)
+    # Everything below looks at the tumour alone, a hundredth of the volume.
     frame = _frame((reference > 0) | (prediction > 0))
     sides = (np.ascontiguousarray(reference[frame]), np.ascontiguousarray(prediction[frame]))
     spacing = (float(spacing[0]), float(spacing[1]), float(spacing[2]))
@@ -178,7 +98,8 @@ def score_missing(reference: Labels, spacing: Spacing, version: Version) -> dict
     empty = score_case(reference, np.zeros_like(reference), spacing, version, metrics="dice")
     nothing = 0.0 if version == 2024 else nan
     return {
-        region: RegionScore(
+        region: replace(
+            score,
             lesionwise_dice=0.0,
             lesionwise_hd95=WORST_DISTANCE_MM,
             dice=0.0,
@@ -187,14 +108,10 @@ def score_missing(reference: Labels, spacing: Spacing, version: Version) -> dict
             specificity=0.0,
             voxel_sensitivity=0.0,
             voxel_specificity=0.0,
-            tp=0,
-            fp=0,
-            fn=score.tp + score.fn,
             nsd_05=nothing,
             nsd_10=nothing,
             lesionwise_nsd_05=nothing,
             lesionwise_nsd_10=nothing,
-            reference_volume=score.reference_volume,
         )
         for region, score in empty.items()
     }
@@ -219,6 +136,10 @@ class _Matched:
         """Each reference lesion's number with the numbers of the predicted lesions that it meets."""
         return [(int(lesion), self.meets[[lesion]].indices) for lesion in np.flatnonzero(self.lesions[0].sizes)]
 
+    def false_positives(self) -> Numbers:
+        """Numbers of the predicted lesions that meet no reference lesion."""
+        return np.setdiff1d(np.flatnonzero(self.lesions[1].sizes), self.meets.indices)
+
 
 def _match(reference: Labels, prediction: Labels, region: str, version: Version, outer: Box) -> _Matched:
     # Necrosis decides which enhancing lesions are one, so that ET needs the frame of both.
@@ -235,6 +156,7 @@ def _match(reference: Labels, prediction: Labels, region: str, version: Version,
             _lesions_2024(prediction, masks[1], region, predicted=True),
         )
     predicted = lesions[1]
+    # A dilated reference lesion finds its predictions; the overlap is counted in the lesion as it is.
     near = lesions[0].near(predicted.voxels)
     inside = near * masks[0].ravel()[predicted.voxels]
     shape = (lesions[0].sizes.size, predicted.sizes.size)
@@ -247,6 +169,7 @@ def _lesions_2024(labels: Labels, mask: Mask, region: str, *, predicted: bool) -
     lesions = without_small(merged_lesions(mask)) if predicted else merged_lesions(mask)
     if region != "ET":
         return lesions
+    # A ring of enhancement around one necrosis may be in pieces: BraTS 2024 takes them for one lesion.
     necrotic = merged_lesions(labels == Label.NCR)
     return merge_enhancing(lesions, without_small(necrotic) if predicted else necrotic)
 
@@ -273,11 +196,12 @@ def _score_region(
     voxel = prod(spacing)
     scored = [(lesion, met) for lesion, met in matched.pairs() if sizes[lesion] * voxel > SMALLEST_LESION_MM3]
     found = sum(met.size > 0 for _, met in scored)
-    false = int(np.count_nonzero(predicted_sizes)) - np.unique(matched.meets.indices).size
+    false = matched.false_positives().size
     dices = [
         dice_of_sizes(matched.shared[[lesion]][:, met].sum(), sizes[lesion], predicted_sizes[met].sum())
         for lesion, met in scored
     ]
+    # Rates need the voxels outside of the frame too, all of which are true negatives.
     voxels = _voxel_rates(matched.masks, volume)
     official = _number_rates(matched, volume) if version == 2024 else voxels
     surfaces = _surfaces(matched, scored, false, spacing, version) if metrics == "all" else _Surfaces()
@@ -304,22 +228,17 @@ def _score_region(
 
 def _lesion_scores(matched: _Matched, surfaces: _Surfaces, voxel: float) -> Iterator[LesionScore]:
     """Every reference lesion, those that are too small to count too, then the false positives."""
-    for name, side, table in zip(("reference", "prediction"), matched.lesions, (0, 1), strict=True):
-        sizes, predicted_sizes = side.sizes, matched.lesions[1].sizes
-        places = np.stack(np.unravel_index(side.voxels, side.zones.shape))
-        sums = [np.bincount(side.at_voxels, weights=axis, minlength=sizes.size) for axis in places]
-        met_at_all = set(matched.meets.indices.tolist())
-        for lesion in np.flatnonzero(sizes).tolist():
-            if table and lesion in met_at_all:
-                continue
-            x, y, z = (float(a[lesion] / sizes[lesion]) + o for a, o in zip(sums, matched.origin, strict=True))
-            met = matched.meets[[lesion]].indices if not table else np.array([], int)
-            shared = int(matched.shared[[lesion]][:, met].sum()) if met.size else 0
-            dice = dice_of_sizes(shared, int(sizes[lesion]), int(predicted_sizes[met].sum()))
-            hd95, nsd = surfaces.by_lesion.get(lesion, (nan, nan)) if not table else (WORST_DISTANCE_MM, 0.0)
-            volume = float(sizes[lesion] * voxel)
-            counted = bool(table) or volume > SMALLEST_LESION_MM3
-            yield LesionScore(name, volume, counted, met.size > 0, dice, hd95, nsd, (x, y, z))
+    sizes, predicted_sizes = (side.sizes for side in matched.lesions)
+    centres = [side.centres(matched.origin) for side in matched.lesions]
+    for lesion, met in matched.pairs():
+        volume = float(sizes[lesion] * voxel)
+        dice = dice_of_sizes(matched.shared[[lesion]][:, met].sum(), sizes[lesion], predicted_sizes[met].sum())
+        far, near = surfaces.by_lesion.get(lesion, (nan, nan))
+        counted = volume > SMALLEST_LESION_MM3
+        yield LesionScore("reference", volume, counted, met.size > 0, dice, far, near, centres[0][lesion])
+    for lesion in matched.false_positives().tolist():
+        volume = float(predicted_sizes[lesion] * voxel)
+        yield LesionScore("prediction", volume, True, False, 0.0, WORST_DISTANCE_MM, 0.0, centres[1][lesion])
 
 
 def _mean(values: list[float], false: int, penalty: float, nothing: float) -> float:
@@ -378,6 +297,7 @@ def _surfaces(
     distances = [_distance(mask.view(np.uint8), other.view(np.uint8), spacing) for mask, other in pairs]
     lesionwise = _mean(distances, false, WORST_DISTANCE_MM, nothing=0.0)
     numbers = [lesion for lesion, _ in scored]
+    # The program of 2023 knows no surface Dice.
     if version == 2023:
         by_lesion = {lesion: (distance, nan) for lesion, distance in zip(numbers, distances, strict=True)}
         return _Surfaces(lesionwise, whole_distance, by_lesion=by_lesion)
@@ -392,7 +312,8 @@ def _surfaces(
 
 
 def _any_of(ids: NDArray[np.uint32], numbers: Numbers) -> Mask:
-    """Where one of some lesions is."""
+    """Whether a voxel belongs to one of some lesions, from the numbers of its lesions (any shape)."""
+    # A table of answers by number takes one pass over the voxels, `np.isin` several.
     chosen = np.zeros(int(ids.max(initial=0)) + 1, np.bool_)
     chosen[numbers] = True
     return chosen[ids]

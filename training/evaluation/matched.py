@@ -18,25 +18,21 @@ from math import inf, nan, prod
 from typing import Final
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 
 from inference.boxes import Box, bounding_box
 from inference.labels import REGIONS, region_mask
-from inference.refine.components import connected_components
 from training.evaluation import overlap
-from training.evaluation.lesionwise import LesionScore
+from training.evaluation.lesions import Lesions, Mask, plain_lesions
+from training.evaluation.scores import Labels, LesionScore
 from training.evaluation.surfaces import Spacing, border_distances
-
-Labels = NDArray[np.uint8]
-Mask = NDArray[np.bool_]
 
 NOTHING: Final = (0.0, inf, 0.0)
 """Dice, HD95 and surface Dice where nothing is matched."""
 
+# Dice from which a pair may be matched: the assignment also pairs lesions that share nothing, where some are left over.
 _SMALLEST_DICE: Final = 1e-6
-"""Dice from which a pair of lesions may be matched."""
 
 
 @dataclass(frozen=True)
@@ -89,33 +85,9 @@ def score_matched(
 
 def score_matched_missing(reference: Labels, spacing: Spacing) -> dict[str, MatchedScore]:
     """Scores by region of a case without a prediction: 0 and infinity even where the region is empty."""
+    # Not NaN as for two empty sides: a system that gives nothing has not shown that there is nothing.
     found = score_matched(reference, np.zeros_like(reference), spacing)
     return {region: MatchedScore(*NOTHING, *NOTHING, 0, 0, score.fn, score.lesions) for region, score in found.items()}
-
-
-@dataclass(frozen=True)
-class _Components:
-    """The lesions of one side."""
-
-    numbers: NDArray[np.uint32]
-    """(X, Y, Z) of the frame: number of the lesion that a voxel belongs to, from 1."""
-    sizes: NDArray[np.intp]
-    """Voxels of lesion i + 1."""
-    boxes: list[Box]
-    """Box of lesion i + 1."""
-
-    @classmethod
-    def of(cls, mask: Mask) -> _Components:
-        """The 26-connected components of a mask."""
-        numbers = connected_components(mask)
-        return cls(numbers, np.bincount(numbers.ravel())[1:], ndimage.find_objects(numbers))
-
-    def centre(self, lesion: int, frame: Box) -> tuple[float, float, float]:
-        """Mean voxel index of a lesion in the volume that the frame is of."""
-        box = self.boxes[lesion - 1]
-        means = np.argwhere(self.numbers[box] == lesion).mean(axis=0)
-        x, y, z = (float(m) + a.start + b.start for m, a, b in zip(means, box, frame, strict=True))
-        return x, y, z
 
 
 def _score_region(
@@ -123,43 +95,45 @@ def _score_region(
 ) -> MatchedScore:
     if not (reference.any() or prediction.any()):
         return MatchedScore(nan, nan, nan, nan, nan, nan, 0, 0, 0)
-    sides = (_Components.of(reference), _Components.of(prediction))
+    sides = (plain_lesions(reference), plain_lesions(prediction))
+    sizes, predicted_sizes = (side.sizes for side in sides)
+    boxes = [ndimage.find_objects(side.zones) for side in sides]
+    centres = [side.centres(tuple(begin.start for begin in frame)) for side in sides]
     pairs = _match(*sides)
-    alone = sorted(set(range(1, sides[1].sizes.size + 1)) - set(pairs.values()))
     voxel, lesions = prod(spacing), []
-    for lesion, size in enumerate(sides[0].sizes, 1):
-        found = pairs.get(lesion)
-        scores = NOTHING if found is None else _scores(*_both(sides, lesion, found), spacing, min(spacing))
-        centre = sides[0].centre(lesion, frame)
-        lesions.append(LesionScore("reference", float(size * voxel), True, found is not None, *scores, centre))
+    for lesion, size in enumerate(sizes[1:], 1):
+        found, scores = pairs.get(lesion), NOTHING
+        if found is not None:
+            # In a box that holds both: distances take time by the box, and most lesions are small.
+            both = zip(boxes[0][lesion - 1], boxes[1][found - 1], strict=True)
+            box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in both)
+            scores = _scores(sides[0].zones[box] == lesion, sides[1].zones[box] == found, spacing, min(spacing))
+        volume = float(size * voxel)
+        lesions.append(LesionScore("reference", volume, True, found is not None, *scores, centres[0][lesion]))
     matched = np.array([(row.dice, row.hd95, row.nsd) for row in lesions if row.matched])
+    # What is matched with no one counts beside the means of 2026, not inside.
+    alone = sorted(set(range(1, predicted_sizes.size)) - set(pairs.values()))
     for lesion in alone:
-        volume, centre = float(sides[1].sizes[lesion - 1] * voxel), sides[1].centre(lesion, frame)
-        lesions.append(LesionScore("prediction", volume, True, False, *NOTHING, centre))
+        volume = float(predicted_sizes[lesion] * voxel)
+        lesions.append(LesionScore("prediction", volume, True, False, *NOTHING, centres[1][lesion]))
     dice, hd95, nsd = NOTHING
     if (reference & prediction).any():
         dice, hd95, nsd = _scores(reference, prediction, whole_spacing, min(whole_spacing) / 2)
     means = matched.mean(axis=0).tolist() if len(matched) else NOTHING
-    missed = sides[0].sizes.size - len(pairs)
+    missed = sizes.size - 1 - len(pairs)
     return MatchedScore(means[0], means[1], means[2], dice, hd95, nsd, len(pairs), len(alone), missed, tuple(lesions))
 
 
-def _both(sides: tuple[_Components, _Components], lesion: int, found: int) -> tuple[Mask, Mask]:
-    """The masks of two lesions in a box that holds both."""
-    boxes = zip(sides[0].boxes[lesion - 1], sides[1].boxes[found - 1], strict=True)
-    box = tuple(slice(min(a.start, b.start), max(a.stop, b.stop)) for a, b in boxes)
-    return sides[0].numbers[box] == lesion, sides[1].numbers[box] == found
-
-
-def _match(reference: _Components, prediction: _Components) -> dict[int, int]:
+def _match(reference: Lesions, prediction: Lesions) -> dict[int, int]:
     """Predicted lesion of each matched reference lesion, by number: the assignment with the largest sum of Dice."""
-    shared = (reference.numbers > 0) & (prediction.numbers > 0)
-    meeting = np.stack([reference.numbers[shared], prediction.numbers[shared]])
+    # Only lesions that meet another one take part: a table of all would be large where noise makes thousands.
+    shared = (reference.zones > 0) & (prediction.zones > 0)
+    meeting = np.stack([reference.zones[shared], prediction.zones[shared]])
     pairs, counts = np.unique(meeting, axis=1, return_counts=True)
     rows, row_of = np.unique(pairs[0], return_inverse=True)
     columns, column_of = np.unique(pairs[1], return_inverse=True)
     overlaps = np.zeros((rows.size, columns.size))
-    overlaps[row_of, column_of] = 2 * counts / (reference.sizes[pairs[0] - 1] + prediction.sizes[pairs[1] - 1])
+    overlaps[row_of, column_of] = 2 * counts / (reference.sizes[pairs[0]] + prediction.sizes[pairs[1]])
     chosen = zip(*linear_sum_assignment(overlaps, maximize=True), strict=True)
     return {int(rows[a]): int(columns[b]) for a, b in chosen if overlaps[a, b] >= _SMALLEST_DICE}
 

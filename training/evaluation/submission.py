@@ -29,8 +29,8 @@ _LOG = logging.getLogger(__name__)
 RULES: Final = ("names", "count", "labels", "geometry", "dtype", "size")
 """What is checked."""
 
+# Bytes of a file beside its voxels that pass: a NIfTI header, and gzip's lengthening of what it cannot compress.
 _HEADERS: Final = 2000
-"""Bytes of a file beside its voxels that pass: a NIfTI header, and gzip's lengthening of what it cannot compress."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def check_submission(folder: Path, scans: Path | None = None) -> Iterator[Findin
 
     """
     images = find_label_maps(folder)
+    # Cases that `infer` could not read are expected all the same, as far as their t1n is there to lie on.
     listing = None if scans is None else find_cases(scans)
     cases = {} if listing is None else {case.id: case.paths["t1n"] for case in listing.cases}
     cases |= {} if listing is None else {case: paths["t1n"] for case, paths in listing.found.items() if "t1n" in paths}
@@ -71,6 +72,7 @@ def check_submission(folder: Path, scans: Path | None = None) -> Iterator[Findin
         yield Finding(scan.id, "count", "no label map", f"predict it, as {scan.id}.nii.gz: a missing case is the worst")
     for image in extra if scans else ():
         yield Finding(_shown(image.path, folder), "count", "no scan of this case", _away(image.path))
+    # Two label maps of one case: which of them a challenge would take is a matter of chance.
     whose = {image.path: owner[image.path].id if image.path in owner else image.number for image in images}
     twins = Counter(case for case in whose.values() if case)
     for path in (path for path, case in whose.items() if case and twins[case] > 1):
@@ -97,6 +99,7 @@ def _names(image: Image, folder: Path, scan: Image | None) -> Iterator[Finding]:
 def _contents(image: Image, folder: Path, scan: Image | None) -> Iterator[Finding]:
     file = _shown(image.path, folder)
     try:
+        # How the voxels are stored: reading the label map rounds and converts them.
         header = open_image(image.path, image.case, fewest=1)
         label_map = read_label_map(image.path, image.case)
     except CaseError as error:
@@ -109,7 +112,7 @@ def _contents(image: Image, folder: Path, scan: Image | None) -> Iterator[Findin
     if header.dtype.kind == "f" or (header.slope, header.intercept) != (1, 0):
         found = f"{header.dtype.name}, slope {header.slope:g}, intercept {header.intercept:g}"
         yield Finding(file, "dtype", found, "Nifti1Image(np.rint(labels).astype(np.uint8), affine)")
-    elif header.dtype.itemsize > 1:
+    elif header.dtype.itemsize > 1:  # taken all the same, so that it is but a note
         found = f"{header.dtype.name}, which is larger than need be"
         yield Finding(file, "dtype", found, "labels.astype(np.uint8)", is_note=True)
     bytes_found, bytes_needed = image.path.stat().st_size, label_map.labels.size + _HEADERS

@@ -20,11 +20,11 @@ from inference.boxes import Box, bounding_box
 
 Spacing = tuple[float, float, float]
 
+# Voxels up to which a nearest neighbour is looked for by stepping over the grid: most surfaces are as near as that.
 _REACH: Final = 3
-"""Voxels up to which a nearest neighbour is looked for by stepping over the grid."""
 
+# Share of the grid's points above which one distance transform costs less than searching a tree for each point.
 _QUERIES_PER_GRID: Final = 1 / 40
-"""Share of the grid's points above which one distance transform costs less than searching a tree for each point."""
 
 
 def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spacing: Spacing) -> float:
@@ -43,7 +43,7 @@ def hausdorff95(reference: NDArray[np.uint8], prediction: NDArray[np.uint8], spa
     if grid is None:
         return float("inf")
     codes = [grid.corner_codes(side) for side in (reference, prediction)]
-    # 0 is outside and 255 inside: adding one brings both to 0 and 1.
+    # 0 is outside and 255 inside: adding one, modulo 256, brings both to 0 and 1.
     borders = [code + np.uint8(1) > 1 for code in codes]
     points = [np.flatnonzero(border) for border in borders]
     if not (points[0].size and points[1].size):
@@ -124,6 +124,7 @@ class _Grid:
         return self.shape[1] * self.shape[2], self.shape[2], 1
 
     def _padded(self, volume: NDArray[np.uint8] | NDArray[np.bool_]) -> NDArray[np.uint8]:
+        # Padded, so that a step off one side ends in zeros and not on the other side of the box.
         padded = np.zeros(self.shape, np.uint8)
         inner = slice(self.padding, -self.padding)
         padded[inner, inner, inner] = volume[self.box]
@@ -183,8 +184,10 @@ class _Grid:
             )[:, *here.T].T
         else:
             candidates = self._coordinates(target_points)
+            # Unbalanced, since points on a grid are spread evenly, and building takes longer than asking.
             tree = cKDTree(candidates * spacing, balanced_tree=False, compact_nodes=False)
             there = candidates[tree.query(here * spacing)[1]]
+        # From the coordinates in both ways, so that ties are rounded alike.
         distances[left] = np.sqrt(np.square((here - there) * spacing).sum(axis=1))
         return distances
 

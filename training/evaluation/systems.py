@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from inference.errors import UsageError
 from inference.schema import read_json
 from training.evaluation.editions import Edition
-from training.evaluation.lesionwise import WORST_DISTANCE_MM
+from training.evaluation.scores import WORST_DISTANCE_MM
 
 RANKED_METRICS: Final[Mapping[int, tuple[str, ...]]] = {
     2023: ("lesionwise_dice", "lesionwise_hd95"),
@@ -40,8 +40,8 @@ UNITS: Final[Mapping[str, str]] = {
 }
 """Every metric that `evaluate` writes, and its unit."""
 
+# Permutations at a time: with 10 000 cases they take 80 MB.
 _BLOCK: Final = 1000
-"""Permutations at a time: with 10 000 cases they take 80 MB."""
 
 _Scores = dict[str, dict[str, float | Literal["inf"] | None]]
 
@@ -91,6 +91,7 @@ class Systems:
 
     def means(self) -> NDArray[np.float64]:
         """(systems, regions, metrics): mean over the cases with a finite score; NaN without any."""
+        # One infinite HD95 would make a mean of all cases infinite; how many there are is told apart.
         finite = np.isfinite(self.values)
         counts = finite.sum(axis=1)
         sums = np.where(finite, self.values, 0).sum(axis=1)
@@ -189,6 +190,7 @@ def load_systems(paths: Sequence[Path], metrics: Sequence[str] | None = None) ->
         if metric not in known:
             raise UsageError(f"no metric {metric!r}; there are {', '.join(known)}")
     values = np.full((len(names), len(common), len(regions), len(metrics)), nan)
+    # First all that was scored: the worst of a count is that of the others.
     for (s, (name, file)), (c, case) in product(enumerate(files.items()), enumerate(common)):
         if case in file.cases:
             values[s, c] = _table(file.cases[case], regions, metrics, f"{name}: {case}", version)
@@ -232,6 +234,7 @@ def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> l
     """
     from scipy import stats
 
+    # The same draws for all, so that intervals differ by their cases and not by chance.
     @lru_cache
     def draws(count: int) -> NDArray[np.int64]:
         return np.random.default_rng(seed).integers(count, size=(resamples, count))
@@ -247,6 +250,7 @@ def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> l
             if kept.size:
                 low, high = np.percentile(kept[draws(kept.size)].mean(axis=1), (2.5, 97.5))
                 mean = float(kept.mean())
+            # Signed ranks, not a t-test: differences of Dice are mostly near 0, with a few large ones.
             p_value = float(stats.wilcoxon(kept).pvalue) if kept.any() else 1.0
             per_case = tuple(difference.tolist())
             found.append(Difference(system, against, region, metric, per_case, mean, float(low), float(high), p_value))
@@ -274,6 +278,7 @@ def rank_tests(systems: Systems, *, permutations: int = 10000, seed: int = 0) ->
             for start in range(0, permutations, _BLOCK):
                 signs = generator.choice((-1.0, 1.0), (min(_BLOCK, permutations - start), count))
                 extreme += int(np.count_nonzero(np.abs(signs @ difference) >= least))
+            # The order as found is one of the permutations: no p-value of 0 (Phipson and Smyth, 2010).
             p_value = (extreme + 1) / (permutations + 1)
         found.append(RankTest(system, against, float(difference.mean()), p_value))
     return found

@@ -35,6 +35,7 @@ def markdown(header: Row, rows: Sequence[Row], digits: int = 4) -> str:
 def comma_separated(header: Row, rows: Sequence[Row]) -> str:
     """A CSV table with numbers in full, and text that no spreadsheet takes for a formula."""
     text = io.StringIO()
+    # A name such as `=SUM(A1)` would be carried out by the spreadsheet that opens the table.
     safe = [[csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in (header, *rows)]
     csv.writer(text, lineterminator="\n").writerows(safe)
     return text.getvalue()

@@ -21,7 +21,8 @@ from inference.labels import REGIONS, labels_from_regions, region_mask
 from training.config import RunConfig
 from training.data.datasets import CaseEntry
 from training.data.stratify import SPACING, load_subtypes
-from training.evaluation.lesionwise import Version, score_case
+from training.evaluation.lesionwise import score_case
+from training.evaluation.scores import Version
 from training.evaluation.systems import Difference, Systems
 from training.fit.predict import prediction_path, scored_cases
 from training.tune.choices import Choice, choice_of, refined, trusted_labels
@@ -32,8 +33,8 @@ from training.workers import Workers
 
 log = logging.getLogger(__name__)
 
+# Endings of comparison models' names: trained from random weights, or not fine-tuned (`network_name` of the trainings).
 SCRATCH, PRETRAINED = "-scratch", "-pretrained"
-"""What the names of comparison models end with: trained from random weights, or not fine-tuned."""
 MODEL_TITLES = {"nnunet": "nnU-Net", "mednext": "MedNeXt"}
 """What models are called where people read."""
 STEP_TITLES = {
@@ -51,14 +52,8 @@ MEAN = "mean"
 """Stands beside the regions for their mean."""
 
 
-@dataclass(frozen=True)
-class Arm:
-    """One system of the comparison."""
-
-    name: str
-    """In files."""
-    title: str
-    """In tables and figures."""
+Arms = Mapping[str, str]
+"""Name in files → title in tables and figures of every arm, in the order of the table."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +70,13 @@ class Plan:
     """Subtype of each case's predicted tumour."""
 
     @property
-    def arms(self) -> tuple[Arm, ...]:
-        """The arms in the order of the table."""
-        alone = [
-            Arm(name, model_title(name) + ("" if name.endswith((SCRATCH, PRETRAINED)) else " alone"))
-            for name in self.models
-        ]
-        steps = [Arm(name, STEP_TITLES[name]) for name in next(iter(self.steps.values()))]
-        return (*alone, Arm("ensemble", "weighted ensemble"), *steps)
+    def arms(self) -> Arms:
+        """The models alone, their ensemble, and what is added to it step by step."""
+        alone = {
+            name: model_title(name) + ("" if name.endswith((SCRATCH, PRETRAINED)) else " alone") for name in self.models
+        }
+        steps = {name: STEP_TITLES[name] for name in next(iter(self.steps.values()))}
+        return {**alone, "ensemble": "weighted ensemble", **steps}
 
 
 def model_title(name: str) -> str:
@@ -102,6 +96,7 @@ def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
     lacks |= {f"fold {fold}" for fold in scored.values() if fold not in tuning.by_fold or fold not in weights}
     if lacks:
         raise UsageError(f"{work / 'tuning.json'}: found nothing of {min(lacks)}: run the step `tune` again")
+    # Tables have a row for every subtype, also for those that no choice names.
     count = load_subtypes(work / "subtypes.json").clusters
     steps = {}
     for fold, chosen in tuning.by_fold.items():
@@ -109,6 +104,7 @@ def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
         steps[fold] = {name: choice for name, choice in choices.items() if name in GROUPS}
         if len(steps[fold]) < len(choices):  # the choices of all subtypes are one step
             steps[fold][SUBTYPES] = list(choices.values())[-1]
+    # In the order of the table: what the method is compared with comes before it.
     models = (*_comparison_models(config, work, scored), *(model.name for model in config.models))
     return Plan(models, weights, steps, tuning.subtypes.of)
 
@@ -116,6 +112,7 @@ def make_plan(config: RunConfig, work: Path, tuning: Tuning) -> Plan:
 def _comparison_models(config: RunConfig, work: Path, cases: Collection[CaseEntry]) -> list[str]:
     """Comparison models that predicted every case; one that predicted only some is left out, with a warning."""
     found = []
+    # By what lies in the folder and not by the configuration: comparisons may have been trained by an earlier one.
     for name in (f"{model.name}{kind}" for kind in (SCRATCH, PRETRAINED) for model in config.models):
         there = sum(prediction_path(work, name, case.id).is_file() for case in cases)
         if there == len(cases):
@@ -157,6 +154,7 @@ def score_one(scored: tuple[CaseEntry, int], config: RunConfig, work: Path, plan
     known: dict[bytes, Mapping[int, Scores]] = {}
     scores = {}
     for name, labels in label_maps(loaded, plan):
+        # A step that was not kept leaves all label maps alone, and scoring takes seconds.
         key = labels.tobytes()
         if key not in known:
             found = {version: score_case(loaded.reference, labels, SPACING, version) for version in VERSIONS}
@@ -180,17 +178,18 @@ def score_arms(config: RunConfig, work: Path, plan: Plan, workers: Workers) -> l
     return found
 
 
-def systems_of(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Version) -> Systems:
+def systems_of(scores: Sequence[CaseScores], arms: Arms, version: Version) -> Systems:
     """The arms as systems to compare: one edition, every region and their mean."""
     values = np.array(
         [
-            [[[entry.scores[arm.name][version][region][m] for m in METRICS] for region in REGIONS] for entry in scores]
+            [[[entry.scores[arm][version][region][m] for m in METRICS] for region in REGIONS] for entry in scores]
             for arm in arms
         ]
     )
+    # The mean over regions of each case, so that its differences are paired by case like all others.
     values = np.concatenate([values, values.mean(axis=2, keepdims=True)], axis=2)
-    names, cases = tuple(arm.title for arm in arms), tuple(entry.case for entry in scores)
-    return Systems(version, names, cases, (*REGIONS, MEAN), METRICS, values, {})
+    cases = tuple(entry.case for entry in scores)
+    return Systems(version, tuple(arms.values()), cases, (*REGIONS, MEAN), METRICS, values, {})
 
 
 @dataclass(frozen=True)
@@ -209,25 +208,28 @@ class Claim:
         return "contradicted" if self.difference.high < 0 else "not decided"
 
 
-def claims(arms: Sequence[Arm], found: Sequence[Difference]) -> list[Claim]:
+def models_alone(arms: Arms) -> list[str]:
+    """Names of the arms before the ensemble: each model alone, those of the comparison included."""
+    return list(arms)[: list(arms).index("ensemble")]
+
+
+def claims(arms: Arms, found: Sequence[Difference]) -> list[Claim]:
     """The paper's claims about the arms that there are, with their differences among those of all pairs."""
-    titles = {arm.name: arm.title for arm in arms}
-    alone = list(titles)[: list(titles).index("ensemble")]
+    alone, last = models_alone(arms), list(arms)[-1]
     models = [name for name in alone if not name.endswith((SCRATCH, PRETRAINED))]
-    last = arms[-1].name
     gains = {SCRATCH: "pretraining and fine-tuning over training from scratch", PRETRAINED: "fine-tuning"}
     asked = [
         (f"{model_title(name)} gains by {gain}", name, f"{name}{kind}")
         for kind, gain in gains.items()
         for name in models
-        if f"{name}{kind}" in titles
+        if f"{name}{kind}" in arms
     ]
     if len(models) > 1:
-        asked += [(f"The ensemble gains over {titles[name]}", "ensemble", name) for name in models]
+        asked += [(f"The ensemble gains over {arms[name]}", "ensemble", name) for name in models]
     if last != "ensemble":
         asked.append(("All of refinement gains over the ensemble as it is", last, "ensemble"))
     scratch = [name for name in alone if name.endswith(SCRATCH)]
-    asked += [(f"The whole method gains over {titles[name]}", last, name) for name in scratch]
+    asked += [(f"The whole method gains over {arms[name]}", last, name) for name in scratch]
     # Pairs come as later minus earlier, and claims are about later against earlier.
     of = {(d.system, d.against): d for d in found if (d.region, d.metric) == (MEAN, "lesionwise_dice")}
-    return [Claim(text, of[titles[system], titles[against]]) for text, system, against in asked]
+    return [Claim(text, of[arms[system], arms[against]]) for text, system, against in asked]

@@ -12,9 +12,9 @@ from training.bundles.checkpoints import read_plainly
 
 log = logging.getLogger(__name__)
 
+# Where the log is looked for. A checkpoint has all epochs, however often the training was stopped and continued; of the
+# text files beside it there is one for each start.
 CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")
-"""Where the log is looked for. A checkpoint has all epochs, however often the training was stopped and continued; the
-text files beside it are one for each start."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ def read_curves(work: Path) -> list[Curve]:
         epochs = min(map(len, columns))  # a checkpoint may be written in the middle of an epoch's log
         train, validation, dice = (column[:epochs] for column in columns)
         starts, ends = (_numbers(logged, f"epoch_{side}_timestamps") for side in ("start", "end"))
+        # Of the epochs alone, without the hours between a stop and the next start.
         seconds = sum(end - start for start, end in zip(starts, ends, strict=False))
         finished = found == CHECKPOINTS[0]
         curves.append(Curve(int(number), stage, model, fold, folder, finished, train, validation, dice, seconds))

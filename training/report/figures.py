@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -14,18 +14,17 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Look = TypeVar("Look")
-
+# Okabe and Ito's palette without its yellow, which white paper swallows; a grey instead.
 COLOURS: Final = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-"""Okabe and Ito's palette without its yellow, which white paper swallows; a grey instead."""
+# So that nothing is told by colour alone.
 MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
-"""So that nothing is told by colour alone."""
+# Inches: on a phone's screen letters keep nearly their size.
 _WIDTH: Final = 4.4
-"""Inches: on a phone's screen letters keep nearly their size."""
 _SETTINGS: Final[Mapping[str, object]] = {
     "font.size": 9.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
+    # The same report twice is the same bytes: matplotlib else draws IDs at random, and writes the date.
     "svg.hashsalt": "report",
 }
 
@@ -37,15 +36,15 @@ def clusters(points: Mapping[str, Sequence[float]], of: Mapping[str, int], folds
     figure, (axes,) = _new(3.6)
     for case, (x, y, *_) in points.items():
         fold, cluster = folds[case], of[case]
-        axes.plot(x, y, _at(MARKERS, fold), color=_at(COLOURS, cluster), markersize=7, alpha=0.85)
+        axes.plot(x, y, MARKERS[fold % len(MARKERS)], color=COLOURS[cluster % len(COLOURS)], markersize=7, alpha=0.85)
     axes.set_xlabel("first principal component")
     axes.set_ylabel("second principal component")
     keys = [
-        Line2D([], [], linestyle="", marker="o", color=_at(COLOURS, c), label=f"cluster {c}")
+        Line2D([], [], linestyle="", marker="o", color=COLOURS[c % len(COLOURS)], label=f"cluster {c}")
         for c in sorted(set(of.values()))
     ]
     keys += [
-        Line2D([], [], linestyle="", marker=_at(MARKERS, f), markerfacecolor="none", color="0.3", label=f"fold {f}")
+        Line2D([], [], linestyle="", marker=MARKERS[f % len(MARKERS)], mfc="none", color="0.3", label=f"fold {f}")
         for f in sorted(set(folds.values()))
     ]
     figure.legend(handles=keys, loc="outside lower center", ncols=4, frameon=False, handletextpad=0.1, columnspacing=1)
@@ -72,6 +71,7 @@ def silhouettes(values: Mapping[int, float]) -> bytes:
 def arms(systems: Systems, metric: str, caption: str) -> bytes:
     """Every case's value in every arm, region below region; a diamond is the mean."""
     count, at = len(systems.names), systems.metrics.index(metric)
+    # Inches: a line for each arm, and room for a panel's title and its axis.
     figure, panels = _new(0.7 + len(systems.regions) * (0.45 + 0.24 * count), panels=len(systems.regions))
     for r, (panel, region) in enumerate(zip(panels, systems.regions, strict=True)):
         for s in range(count):
@@ -86,6 +86,7 @@ def arms(systems: Systems, metric: str, caption: str) -> bytes:
         panel.grid(axis="x", color="0.9")
         panel.set_axisbelow(True)
     panels[-1].set_xlabel(caption)
+    # All of the range, so that small differences look small.
     if metric.endswith("dice"):
         panels[-1].set_xlim(0, 1)
     return _svg(figure)
@@ -96,6 +97,7 @@ def _new(height: float, panels: int = 1) -> tuple[Figure, list[Axes]]:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
+    # `Figure` alone and never pyplot, which keeps figures and looks for a screen.
     with mpl.rc_context(dict(_SETTINGS)):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         return figure, figure.subplots(panels, 1, sharex=True, squeeze=False)[:, 0].tolist()
@@ -108,8 +110,3 @@ def _svg(figure: Figure) -> bytes:
     with mpl.rc_context(dict(_SETTINGS)):
         figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
-
-
-def _at(values: Sequence[Look], index: int) -> Look:
-    """One of a few looks, over again where there are more things than looks."""
-    return values[index % len(values)]

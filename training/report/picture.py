@@ -33,9 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
     case = cases[arguments.case or min(cases)]
     scan = read_scan(case)
     maps = [read_label_map(labels_of(case.id, folder)) for folder in (arguments.reference, arguments.prediction)]
+    # All three as they lie in the patient, whatever their axes: the picture is of RAS.
     for label_map in maps:
         label_map.check_place(scan.geometry, "the scan")
     reference, labels = (label_map.canonical for label_map in maps)
+    # Whole volumes as they are: the edition 2024 leaves small predicted lesions out of its Dice.
     scores = score_case(reference, labels, scan.spacing, 2023, metrics="dice")
     line = "Dice (lesion-wise): " + "   ".join(
         f"{region} {scores[region].dice:.3f} ({scores[region].lesionwise_dice:.3f})" for region in REGIONS

@@ -26,18 +26,13 @@ from training.report.sections import Section
 from training.tune.tuning import read_tuning
 from training.workers import open_workers
 
-FOLDER = "report"
-"""Of a run's folder."""
-PAGE = "index.html"
-"""The page's name in it."""
-
 
 def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jobs: int = 0) -> Path:
     """Write the report of a run to `work/report` and return its page; of a run that is under way, what there is so far.
 
     UsageError where the run has no cases yet, or a file of it does not say what it should.
     """
-    folder, entries = work / FOLDER, read_cases(work / "cases.json")
+    folder, entries = work / "report", read_cases(work / "cases.json")
     found: list[Section] = []
     said: list[Claim] = []
     is_tuned = (work / "tuning.json").is_file()
@@ -49,7 +44,7 @@ def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jo
     found.append(sections.curves_section(curves))
     sources = tables.sources_table(config, entries)
     found.append(Section("provenance", "What this was made from", tables=[sources]))
-    made = provenance(config, entries, revision)
+    made = provenance(config, entries, revision)  # as the bundle of the run states it
     title = f"Training run {config.bundle.name} {config.bundle.version}"
     page = render(
         "training.report/page.html.jinja",
@@ -61,7 +56,7 @@ def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jo
         provenance=made,
         settings=json.dumps(made.config, indent=1, ensure_ascii=False),
     )
-    write_text(folder / PAGE, page)
+    write_text(folder / "index.html", page)
     write_text(folder / "tables.md", render("training.report/tables.md.jinja", title=title, sections=found))
     content = {
         "claims": [{**asdict(claim), "answer": claim.answer} for claim in said],
@@ -69,7 +64,7 @@ def write_report(config: RunConfig, work: Path, *, revision: str = "unknown", jo
         "trainings": [{**asdict(curve), "folder": curve.folder.name} for curve in curves],
     }
     write_text(folder / "report.json", to_json(plain(content)).decode())
-    return folder / PAGE
+    return folder / "index.html"
 
 
 def _compare_arms(config: RunConfig, work: Path, jobs: int) -> tuple[list[Claim], list[Section]]:
@@ -80,12 +75,14 @@ def _compare_arms(config: RunConfig, work: Path, jobs: int) -> tuple[list[Claim]
         scores = score_arms(config, work, plan, workers)
     systems = {version: systems_of(scores, plan.arms, version) for version in VERSIONS}
     tests = {version: differences(each) for version, each in systems.items()}
+    # Both editions, as `evaluate` would write them: `compare` can set the arms against other systems.
     for version in VERSIONS:
         for arm in plan.arms:
-            evaluation = Evaluation(version, {entry.case: entry.scores[arm.name][version] for entry in scores})
-            write_text(work / FOLDER / "scores" / str(version) / f"{arm.name}.json", evaluation.as_json())
+            evaluation = Evaluation(version, {entry.case: entry.scores[arm][version] for entry in scores})
+            write_text(work / "report" / "scores" / str(version) / f"{arm}.json", evaluation.as_json())
         comparison = compare.report(systems[version], tests[version])
-        write_text(work / FOLDER / f"comparison.{version}.md", comparison)
+        write_text(work / "report" / f"comparison.{version}.md", comparison)
+    # Claims are judged by the edition that the thresholds were chosen for.
     said = claims(plan.arms, tests[ruling])
     clusters = load_subtypes(work / "subtypes.json").clusters
     return said, [

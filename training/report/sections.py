@@ -16,11 +16,11 @@ from training.config import RunConfig
 from training.data.datasets import load_case
 from training.data.folds import FoldMap
 from training.data.stratify import SPACING
-from training.evaluation.lesionwise import Version
+from training.evaluation.scores import Version
 from training.evaluation.systems import Systems
 from training.fit.predict import scored_cases
 from training.report import figures, tables
-from training.report.arms import Arm, CaseScores, Plan, label_maps, model_title
+from training.report.arms import Arms, CaseScores, Plan, label_maps, model_title
 from training.report.curves import Curve
 from training.report.tables import Table
 from training.tune.out_of_fold import load_predictions
@@ -28,8 +28,8 @@ from training.tune.tuning import Tuning
 
 HARDEST = 4
 """Cases that are shown in pictures."""
+# Pixels: pictures are shrunk to this, so that a page of all cases and trainings stays a few MB.
 _PICTURE_WIDTH = 1100
-"""Pixels: what pictures are shrunk to, so that a page of all cases and trainings stays a few MB."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,16 @@ def _picture(alt: str, caption: str, png: bytes) -> Figure:
     file = io.BytesIO()
     with Image.open(io.BytesIO(png)) as image:
         small = image.convert("RGB")
-        small.thumbnail((_PICTURE_WIDTH, 10 * _PICTURE_WIDTH))
+        small.thumbnail((_PICTURE_WIDTH, 10 * _PICTURE_WIDTH))  # the height follows, whatever it is
         small.save(file, "WEBP", quality=82)
     return Figure(alt, caption, f"data:image/webp;base64,{b64encode(file.getvalue()).decode()}")
 
 
 def arms_section(
-    ruling: Version, scores: Sequence[CaseScores], arms: Sequence[Arm], systems: Mapping[Version, Systems]
+    ruling: Version, scores: Sequence[CaseScores], arms: Arms, systems: Mapping[Version, Systems]
 ) -> Section:
     """The equivalents of the paper's tables, and every case's score; `ruling` is the edition that was tuned by."""
+    # The other edition is folded away: thresholds were not chosen for it.
     other = next(version for version in systems if version != ruling)
     plot = figures.arms(systems[ruling], "lesionwise_dice", f"lesion-wise Dice {ruling}")
     return Section(
@@ -93,6 +94,7 @@ def arms_section(
 
 def refinement_section(version: Version, tuning: Tuning, clusters: int) -> Section:
     """Thresholds: what was found, what was kept, what rules, and the honest gain."""
+    # Groups gain on top of each other, so that their sum is the gain of all.
     honest = tuning.honest_gain
     each = ", ".join(f"{tables.group_title(name)} {gain:+.4f}" for name, gain in honest.items())
     text = (
@@ -123,6 +125,7 @@ def curves_section(curves: Sequence[Curve]) -> Section:
     shown = []
     for curve in curves:
         title = f"{model_title(curve.model)}, {curve.stage}, fold {curve.fold}"
+        # nnU-Net's own picture, drawn after every epoch.
         picture = curve.folder / "progress.png"
         if picture.is_file():
             shown.append(_picture(f"nnU-Net's curves of {title}", title, picture.read_bytes()))
@@ -133,26 +136,27 @@ def hardest_section(
     config: RunConfig, work: Path, plan: Plan, scores: Sequence[CaseScores], version: Version
 ) -> Section:
     """The cases with the lowest lesion-wise Dice (mean over regions), in pictures, the lowest first."""
-    arm = plan.arms[-1]
+    arm, title = list(plan.arms.items())[-1]
 
     def dice_of(scored: CaseScores) -> list[float]:
-        return [scored.scores[arm.name][version][region]["lesionwise_dice"] for region in REGIONS]
+        return [scored.scores[arm][version][region]["lesionwise_dice"] for region in REGIONS]
 
     cases = {entry.id: (entry, fold) for entry, fold in scored_cases(config, work).items()}
     shown = []
     for scored in sorted(scores, key=lambda scored: float(np.mean(dice_of(scored))))[:HARDEST]:
         loaded = load_predictions(cases[scored.case], plan.models, config, work)
         data, reference = load_case(cases[scored.case][0], config)
+        # Predictions are cropped to the tumour; pictures show all of the scan.
         box = tuple(slice(at, at + n) for at, n in zip(loaded.corner, loaded.reference.shape, strict=True))
         predicted = np.zeros_like(reference)
-        predicted[box] = dict(label_maps(loaded, plan))[arm.name]
+        predicted[box] = dict(label_maps(loaded, plan))[arm]
         dice = dice_of(scored)
         each = ", ".join(f"{region} {value:.3f}" for region, value in zip(REGIONS, dice, strict=True))
         drawing = CaseDrawing(data, predicted, SPACING, scored.case, reference=reference)
         caption = f"{scored.case}, fold {scored.fold}: {np.mean(dice):.3f} ({each})"
         shown.append(_picture(f"{scored.case}: prediction, and outlines of the reference", caption, draw_case(drawing)))
     text = (
-        f"The lowest lesion-wise Dice {version} of the last arm ({arm.title}): the prediction in colours, the "
+        f"The lowest lesion-wise Dice {version} of the last arm ({title}): the prediction in colours, the "
         "reference in dashed outlines."
     )
     return Section("hardest", "Hardest cases", text, shown)

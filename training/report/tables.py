@@ -14,10 +14,10 @@ from inference.labels import REGIONS, TUMOUR_LABELS
 from training.config import RunConfig
 from training.data.datasets import CaseEntry
 from training.data.folds import FoldMap
-from training.evaluation.lesionwise import Version
+from training.evaluation.scores import Version
 from training.evaluation.systems import Systems
 from training.evaluation.tables import markdown
-from training.report.arms import MEAN, Arm, CaseScores, Claim, model_title
+from training.report.arms import MEAN, Arms, CaseScores, Claim, model_title, models_alone
 from training.report.curves import Curve
 from training.tune.ensemble_weights import PAPER_WEIGHTS
 from training.tune.thresholds import LEAST_GAIN
@@ -47,6 +47,7 @@ def spread(values: Sequence[float], digits: int = 3) -> str:
     """Mean ± standard deviation of a sample, as `evaluate` gives it; a dash for no values."""
     if not values:
         return "–"
+    # Of a sample (n - 1), as the challenge's tables have it.
     deviation = statistics.stdev(values) if len(values) > 1 else 0.0
     return f"{statistics.fmean(values):.{digits}f} ± {deviation:.{digits}f}"
 
@@ -81,26 +82,27 @@ def lesionwise_table(systems: Systems, caption: str, *, folded: bool = False) ->
     return Table(caption, header, rows, note, folded)
 
 
-def whole_volume_table(scores: Sequence[CaseScores], arms: Sequence[Arm]) -> Table:
+def whole_volume_table(scores: Sequence[CaseScores], arms: Arms) -> Table:
     """Dice of whole volumes, over the cases whose reference has the region."""
+    # Of the edition 2023 whatever rules: that of 2024 leaves out small predicted lesions.
     rows = []
-    for arm in arms:
-        of_regions = ([e.scores[arm.name][2023][r]["dice"] for e in scores if r in e.present] for r in REGIONS)
-        rows.append([arm.title, *map(spread, of_regions)])
+    for arm, title in arms.items():
+        of_regions = ([e.scores[arm][2023][r]["dice"] for e in scores if r in e.present] for r in REGIONS)
+        rows.append([title, *map(spread, of_regions)])
     counts = ", ".join(f"{region} {sum(region in entry.present for entry in scores)}" for region in REGIONS)
     note = f"Mean ± standard deviation over the cases whose reference has the region: {counts}."
     return Table("Table 2: Dice of whole volumes", ["arm", *REGIONS], rows, note)
 
 
-def fold_table(scores: Sequence[CaseScores], arms: Sequence[Arm], version: Version) -> Table:
+def fold_table(scores: Sequence[CaseScores], arms: Arms, version: Version) -> Table:
     """Lesion-wise Dice of the models alone, fold by fold."""
     folds = sorted({entry.fold for entry in scores})
     rows = []
-    for arm in arms[: [arm.name for arm in arms].index("ensemble")]:
+    for arm in models_alone(arms):
         for region in REGIONS:
-            values = [(e.fold, e.scores[arm.name][version][region]["lesionwise_dice"]) for e in scores]
+            values = [(e.fold, e.scores[arm][version][region]["lesionwise_dice"]) for e in scores]
             means = [f"{np.mean([value for own, value in values if own == fold]):.3f}" for fold in folds]
-            rows.append([f"{arm.title}, {region}", *means, spread([value for _, value in values])])
+            rows.append([f"{arms[arm]}, {region}", *means, spread([value for _, value in values])])
     header = ["model, region", *(f"fold {fold}" for fold in folds), "all cases"]
     return Table(f"Table 1: lesion-wise Dice {version} by fold", header, rows, folded=True)
 
@@ -109,6 +111,7 @@ def found_table(tuning: Tuning, clusters: int) -> Table:
     """Finding of the search for each group of thresholds, and whether it was kept."""
     rows = []
     for name, stored in tuning.found.items():
+        # "Rejected" is a finding too: something looked better on all cases and did not hold.
         gain, found = tuning.nested_gain[name], _found_words(name, stored.tables("tuning.json", clusters))
         verdict = "kept" if gain > LEAST_GAIN else "nothing found" if found == "as it is" else "rejected"
         rows.append([group_title(name), found, f"{gain:+.4f}", verdict])
@@ -195,6 +198,7 @@ def weights_table(config: RunConfig, tuning: Tuning) -> Table:
 
 def strata_table(strata: FoldMap) -> Table:
     """Cases, patients and subtypes of each fold."""
+    # As the clustering numbers them; a fold without one of them shows a 0.
     kinds = sorted(set(strata.clusters.values()))
     rows = []
     for fold in sorted(set(strata.folds.values())):

@@ -16,7 +16,8 @@ from inference.labels import TUMOUR_LABELS, labels_from_regions
 from inference.refine.components import connected_components
 from inference.refine.postprocess import relabel_by_ratio, remove_components, remove_doubtful
 from training.data.stratify import SPACING
-from training.evaluation.lesionwise import Version, score_case
+from training.evaluation.lesionwise import score_case
+from training.evaluation.scores import Version
 from training.tune.out_of_fold import OutOfFold, mean_dice
 from training.workers import Workers
 
@@ -73,9 +74,11 @@ class UnrefinedLabels:
         left = {}
         removed = []
         for label, volumes in self.volumes.items():
+            # Those that are smaller, not as small: refinement compares strictly.
             count = int(np.searchsorted(volumes, thresholds.smallest_component_mm3[label]))
             removed.append(count)
             left[label] = float(volumes[count:].sum())
+        # As refinement does, the whole tumour is measured after small components are gone.
         whole = sum(left.values())
         return (*removed, whole > 0 and 0 < left["ET"] / whole < thresholds.et_wt_ratio)
 
@@ -90,6 +93,7 @@ def unrefined_labels(labels: NDArray[np.uint8]) -> UnrefinedLabels:
     """Labels (X, Y, Z) and their components."""
     components = connected_components(labels)
     sizes = np.bincount(components.ravel()) * float(np.prod(SPACING))
+    # A component is of one label, so that any of its voxels says which.
     label_of = np.zeros(sizes.shape, np.uint8)
     label_of[components] = labels
     volumes = {label.name: np.sort(sizes[label_of == label]) for label in TUMOUR_LABELS}
@@ -170,6 +174,7 @@ class Scorer:
             if key not in self._known and key not in trials:
                 labels, thresholds = self._unrefined_of(index, choice).labels, choice.of(self.cluster(index))
                 trials[key] = (self.cases[index].reference, labels, thresholds)
+        # Two a trip: fewer trips between processes, and none of them waits long for the last one.
         scores = self.workers.map(partial(_try, version=self.version), list(trials.values()), chunk=2)
         self._known.update(zip(trials, scores, strict=True))
 

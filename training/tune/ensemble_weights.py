@@ -20,7 +20,8 @@ from inference.errors import UsageError
 from inference.labels import labels_from_regions
 from training.config import RunConfig
 from training.data.stratify import SPACING
-from training.evaluation.lesionwise import Version, score_case
+from training.evaluation.lesionwise import score_case
+from training.evaluation.scores import Version
 from training.tune.out_of_fold import OutOfFold, ensemble, mean_dice
 from training.workers import Workers
 
@@ -28,10 +29,10 @@ log = logging.getLogger(__name__)
 
 PAPER_WEIGHTS = {"nnunet": 17 / 36, "mednext": 19 / 36}
 """The paper's ensemble weights, 0.4722 and 0.5278."""
+# Parts that the search shares among the models. Tenths: each further weighting is scored on every case.
 WEIGHT_STEPS = 10
-"""The search tries every way to share so many parts among the models."""
+# A model that finds nothing would else weigh nothing, or all of them 0 / 0.
 LEAST_SCORE = 0.001
-"""Taken for a model's mean score where that is less."""
 
 Weights = Mapping[str, float]
 
@@ -64,6 +65,7 @@ def simplex(models: int, steps: int = WEIGHT_STEPS) -> NDArray[np.float64]:
     """(weightings, models): all ways to share `steps` equal parts, one at least for each model, the most even first."""
     shares = np.array([parts for parts in product(range(1, steps + 1), repeat=models) if sum(parts) == steps])
     weights: NDArray[np.float64] = shares / steps
+    # Rounded, so that equally even weights are a tie, which a stable sort leaves in the order of the models.
     return weights[np.argsort(np.abs(weights - 1 / models).max(axis=1).round(12), kind="stable")]
 
 
@@ -81,6 +83,7 @@ def rank(evidence: Evidence, cases: Sequence[int]) -> Weights:
 
 def search(evidence: Evidence, cases: Sequence[int]) -> Weights:
     """The weighting with the highest score of the mean probabilities, the most even among equals."""
+    # Scores that differ by rounding are equal, and argmax takes the first: the most even weights.
     best = int(np.argmax(evidence.mixed[:, cases].mean(axis=1).round(9)))
     weights = simplex(len(evidence.names))[best]
     return {name: float(weight) for name, weight in zip(evidence.names, weights, strict=True)}
@@ -100,19 +103,14 @@ WAYS: Mapping[str, Callable[[Evidence, Sequence[int]], Weights]] = {
 """Named choices of `tuning: weights`."""
 
 
-def check_weights(config: RunConfig) -> None:
-    """UsageError where the configuration's way to weigh models is not one for its models."""
-    names = [model.name for model in config.models]
-    if config.tuning.weights == "paper" and set(names) != set(PAPER_WEIGHTS):
-        raise UsageError(f"the paper's ensemble weights are for {', '.join(PAPER_WEIGHTS)}, not {', '.join(names)}")
-
-
 def choose_weights(
     config: RunConfig, cases: Sequence[OutOfFold], version: Version, workers: Workers
 ) -> dict[str, WeightChoice]:
     """Every way to weigh the models that fits them, by name; UsageError where the one that is asked for does not."""
-    check_weights(config)
     names = tuple(model.name for model in config.models)
+    ways = {name: way for name, way in WAYS.items() if name != "paper" or set(names) == set(PAPER_WEIGHTS)}
+    if config.tuning.weights not in ways:
+        raise UsageError(f"the paper's ensemble weights are for {', '.join(PAPER_WEIGHTS)}, not {', '.join(names)}")
     found = []
     for scores in workers.map(partial(_score, names=names, version=version), cases):
         found.append(scores)
@@ -120,7 +118,6 @@ def choose_weights(
     evidence = Evidence(names, np.stack([alone for alone, _ in found], axis=1), np.stack([m for _, m in found], axis=1))
     folds = sorted({case.fold for case in cases})
     others = {fold: [i for i, case in enumerate(cases) if case.fold != fold] for fold in folds}
-    ways = {name: way for name, way in WAYS.items() if name != "paper" or set(names) == set(PAPER_WEIGHTS)}
     overall = {name: way(evidence, range(len(cases))) for name, way in ways.items()}
     # Where there is but one fold no other speaks, and the models weigh the same.
     even = dict.fromkeys(names, 1 / len(names))
@@ -128,6 +125,7 @@ def choose_weights(
         name: {fold: way(evidence, others[fold]) if others[fold] else even for fold in folds}
         for name, way in ways.items()
     }
+    # Each case under weights that its own fold had no say in, so that the ways can be compared.
     tasks = [(case, [by_fold[name][case.fold] for name in ways]) for case in cases]
     held_out = np.array(list(workers.map(partial(_score_mixes, version=version), tasks))).mean(axis=0)
     return {

@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from inference.boxes import Box
+from inference.boxes import bounding_box
 from inference.errors import UsageError
 from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_labels
-from training.evaluation.lesionwise import RegionScore
+from training.evaluation.scores import RegionScore
 from training.fit.predict import prediction_path
 
 
@@ -49,21 +49,12 @@ def load_predictions(scored: tuple[CaseEntry, int], models: Sequence[str], confi
             raise UsageError(f"{entry.id} has no out-of-fold prediction of {model}: {path} is missing")
         with np.load(path) as stored:
             probabilities[model] = stored["probabilities"].astype(np.float32)
-    box = _box(reference, probabilities)
+    # Whatever may become tumour: a weighted mean of probabilities up to 0.1 is below any threshold that is tried.
+    anything = np.logical_or.reduce([reference > 0, *((array > 0.1).any(axis=0) for array in probabilities.values())])
+    box = bounding_box(anything) if anything.any() else (slice(0, 1),) * 3
     cropped = {name: np.ascontiguousarray(array[:, *box]) for name, array in probabilities.items()}
     x, y, z = (int(side.start) for side in box)
     return OutOfFold(entry.id, fold, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
-
-
-def _box(reference: NDArray[np.uint8], probabilities: Mapping[str, NDArray[np.float32]]) -> Box:
-    """Around everything that any threshold of the grid can call tumour."""
-    anything: NDArray[np.bool_] = np.greater(reference, 0)
-    for array in probabilities.values():
-        anything |= (array > 0.1).any(axis=0)
-    if not anything.any():
-        return (slice(0, 1),) * 3
-    where = [np.flatnonzero(anything.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    return tuple(slice(int(index[0]), int(index[-1]) + 1) for index in where)
 
 
 def ensemble(probabilities: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float]) -> NDArray[np.float32]:

@@ -21,20 +21,20 @@ from training.tune.choices import Choice, Scorer
 
 log = logging.getLogger(__name__)
 
+# The grids of the paper's authors: smallest components in mm³, and smallest ET/WT.
 COMPONENT_GRID = tuple(float(size) for size in range(0, 501, 25))
-"""Smallest components tried, mm³ (the authors' grid)."""
 RATIO_GRID = tuple(step / 20 for step in range(20))
-"""Smallest ET/WT tried (the authors' grid)."""
+# 0.5 first, which stays where nothing is better. No higher ones than 0.7: out of fold one network of a model speaks, in
+# the bundle the mean of five, which is less sure of itself.
 REGION_GRID = (0.5, 0.3, 0.4, 0.6, 0.7)
-"""Region thresholds tried; the first is the one that stays where nothing is better. No higher ones: out of fold one
-network a model speaks, in the bundle the mean of five, which is less sure of itself."""
+# Least confidence tried, as shares of the largest lesion's. One network is sure of .95 to .98 of a large lesion and of
+# .8 to .9 of a true one of half a millilitre, whose border is a large part of it: a share of 1 would leave only one.
 CONFIDENCE_GRID = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
-"""Least confidence tried, as shares of the largest lesion's. One network is sure of .95 to .98 of a large lesion and of
-.8 to .9 of a true one of half a millilitre, whose border is a large part of it: a share of 1 would leave only one."""
+# A subtype of n tumours has the say n / (n + 10) in its own thresholds, all tumours the rest: on a handful of tumours a
+# search finds gains that do not last (docs/method.md).
 SHRINKAGE = 10
-"""A subtype of n tumours has the say n / (n + this) in its own thresholds, all tumours the rest."""
+# Gains up to this are rounding.
 LEAST_GAIN = 1e-9
-"""Gains up to this are rounding."""
 
 Shares = Mapping[int, float]
 """Weights of cases by index, that sum to 1: a choice is worth the weighted mean of its scores."""
@@ -52,6 +52,7 @@ def best(scorer: Scorer, shares: Shares, start: Choice, candidates: Sequence[Cho
 
 def best_regions(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
     """The best region thresholds, one region after the other."""
+    # Not all combinations: 15 choices in place of 125, and less to fit to.
     chosen = start
     for index in range(len(REGIONS)):
         candidates = [replace(chosen, regions=_with(chosen.regions, index, value)) for value in REGION_GRID]
@@ -112,6 +113,7 @@ def _for_subtype(cluster: int, scorer: Scorer, indices: Sequence[int], start: Ch
     shares = dict.fromkeys(indices, (1 - say) / len(indices))
     for index in own:
         shares[index] += say / len(own)
+    # Searched as if it ruled all tumours, each of which counts by its share.
     components = best_components(scorer, shares, replace(start, subtypes={}))
     found = best_ratio(scorer, shares, components).thresholds
     return start if found == start.thresholds else replace(start, subtypes={**start.subtypes, cluster: found})
@@ -166,6 +168,7 @@ def select(
     for name, step in groups.items():
         found[name], gains[name] = step(scorer, indices, choice), 0.0
         if found[name] != choice and len(folds) > 1:
+            # For each fold, what this step finds without it, on top of what the steps before found without it.
             trial = {
                 fold: step(scorer, [index for index in indices if fold_of[index] != fold], by_fold[fold])
                 for fold in folds
@@ -190,6 +193,7 @@ def tune_all(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> tup
     overall = select(scorer, everyone, groups, lambda line: log.info("tuning: %s", line))
     nothing = replace(overall, steps=dict.fromkeys(groups, Choice()))
     by_fold = {}
+    # The same procedure once without each fold, deciding what to keep included: the outer loop of the nesting.
     folds = sorted({case.fold for case in scorer.cases})
     for number, fold in enumerate(folds, start=1):
         others = [index for index in everyone if scorer.cases[index].fold != fold]

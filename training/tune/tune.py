@@ -21,7 +21,8 @@ from training.config import RunConfig
 from training.data.datasets import CaseEntry, load_case
 from training.data.stratify import SPACING, save_subtypes
 from training.data.subtyping import SubtypeFit, fit_subtypes
-from training.evaluation.lesionwise import RegionScore, Version, score_case
+from training.evaluation.lesionwise import score_case
+from training.evaluation.scores import RegionScore, Version
 from training.fit.predict import scored_cases
 from training.tune.choices import Choice, Scorer, tables_of
 from training.tune.ensemble_weights import choose_weights
@@ -85,6 +86,7 @@ def _describe(tumour: _Tumour, config: RunConfig) -> NDArray[np.float64] | None:
     """Features (386,); none where the tumour has none."""
     entry, mask, corner = tumour
     data, _ = load_case(entry, config)
+    # Back in the scan: features normalise intensities over all of it.
     whole = np.zeros(data.shape[1:], np.bool_)
     whole[tuple(slice(start, start + length) for start, length in zip(corner, mask.shape, strict=True))] = mask
     features = extract_features(data, whole, SPACING, PRESETS[config.subtypes.extraction])
@@ -107,6 +109,7 @@ def _predicted_subtypes(
     if not described:
         raise UsageError("no predicted tumour could be described: subtypes cannot be fitted")
     fit = fit_subtypes(np.stack(described), config.subtypes, config.seed)
+    # The fit knows only the tumours that have features; its subtypes go back to their cases in the same order.
     found = iter(fit.clusters)
     return fit, [None if vector is None else next(found) for vector in vectors]
 
@@ -128,19 +131,21 @@ def score_systems(config: RunConfig, scorer: Scorer, by_fold: ByFold) -> Scores:
 
 
 def _score_pair(pair: tuple[NDArray[np.uint8], NDArray[np.uint8], Version]) -> dict[str, RegionScore]:
-    """One pair for a process of its own."""
+    """Scores of a reference and a prediction, for a process of its own."""
     reference, labels, version = pair
     return score_case(reference, labels, SPACING, version, metrics="dice")
 
 
 def _score_system(labels_of: Callable[[int], NDArray[np.uint8]], scorer: Scorer) -> dict[str, dict[str, float]]:
     cases = scorer.cases
+    # Both editions whatever was tuned by: the manifest of a bundle states both.
     versions: tuple[Version, Version] = (2023, 2024)
     pairs = [(case.reference, labels_of(i), version) for version in versions for i, case in enumerate(cases)]
     found = list(scorer.workers.map(_score_pair, pairs))
     scores = {2023: found[: len(cases)], 2024: found[len(cases) :]}
     summary = {}
     for region in REGIONS:
+        # The paper's Table 2: a whole-volume Dice of an absent region says nothing of overlap.
         present = [region_mask(case.reference, region).any() for case in cases]
         whole = [score[region].dice for score, has in zip(scores[2023], present, strict=True) if has]
         summary[region] = {

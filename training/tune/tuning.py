@@ -59,6 +59,7 @@ def read_tuning(config: RunConfig, work: Path) -> Tuning:
     """The `tuning.json` of a run; UsageError where it is damaged, or of other models than the configuration's."""
     path = work / "tuning.json"
     tuning = read_json(path, Tuning, UsageError)
+    # A report or a bundle of a configuration that has changed since would mix old weights with new models.
     models = [model.name for model in config.models]
     chosen = tuning.weight_choices.get(config.tuning.weights)
     weights: list[Mapping[str, float]] = [tuning.weights, *(chosen.by_fold.values() if chosen else ())]

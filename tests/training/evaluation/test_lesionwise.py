@@ -10,7 +10,8 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from inference.labels import REGIONS
-from training.evaluation.lesionwise import RegionScore, score_case, score_missing
+from training.evaluation.lesionwise import score_case, score_missing
+from training.evaluation.scores import RegionScore
 
 from .scenes import ED, ET, ISOTROPIC, NCR, empty, with_boxes
 

@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 
 from training.evaluation.systems import Systems, differences
-from training.report.arms import METRICS, Arm, claims
+from training.report.arms import METRICS, claims
 
-ARMS = (
-    Arm("nnunet-scratch", "nnU-Net from scratch"),
-    Arm("nnunet", "nnU-Net alone"),
-    Arm("mednext", "MedNeXt alone"),
-    Arm("ensemble", "weighted ensemble"),
-    Arm("ratio", "+ relabelling"),
-)
+ARMS = {
+    "nnunet-scratch": "nnU-Net from scratch",
+    "nnunet": "nnU-Net alone",
+    "mednext": "MedNeXt alone",
+    "ensemble": "weighted ensemble",
+    "ratio": "+ relabelling",
+}
 BASE = np.linspace(0.5, 0.8, 11)
 NOISE = np.array([0.1, -0.1] * 5 + [0.01])
 
@@ -24,7 +24,7 @@ def said(scores, arms=ARMS):
     scores = np.array(scores, float)
     values = np.broadcast_to(scores[:, :, None, None], (*scores.shape, 4, len(METRICS)))
     cases = tuple(f"case{index}" for index in range(scores.shape[1]))
-    systems = Systems(2024, tuple(arm.title for arm in arms), cases, ("WT", "TC", "ET", "mean"), METRICS, values, {})
+    systems = Systems(2024, tuple(arms.values()), cases, ("WT", "TC", "ET", "mean"), METRICS, values, {})
     found = claims(arms, differences(systems))
     return {(claim.difference.system, claim.difference.against): claim for claim in found}
 
