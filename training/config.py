@@ -268,7 +268,7 @@ class RunConfig:
     folds: Annotated[int, Meta(ge=2)] = 5
     """Cross-validation folds; one network each."""
     # numpy's global generator, which nnU-Net draws from, takes 32 bits.
-    seed: Annotated[int, Meta(ge=0, lt=2**32)] = 2024
+    seed: Annotated[int, Meta(ge=0, le=2**32 - 1)] = 2024
     """Of everything random outside the trainer's augmentation."""
 
     def __post_init__(self) -> None:

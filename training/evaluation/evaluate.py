@@ -256,7 +256,7 @@ def _voxel_size(label_map: LabelMap, rules: Rules) -> tuple[Spacing, Spacing]:
     """
     x, y, z = map(float, label_map.geometry.header["pixdim"][1:4])
     stated: Spacing = (x, y, z)
-    # Rounded: the norm of an oblique affine's columns is 1 mm but for the last digits, which would make other surfaces.
+    # Rounded: a column of an oblique affine is 1 mm but for the last digits, and a surface Dice allows 1 mm sharp.
     x, y, z = (round(float(side), 6) for side in np.linalg.norm(label_map.geometry.affine[:3, :3], axis=0))
     real: Spacing = (x, y, z)
     return (stated, real) if rules.version == 2023 and all(0 < side < inf for side in stated) else (real, stated)

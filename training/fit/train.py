@@ -182,7 +182,7 @@ def _train(
         log.info("%s of %s, fold %d, goes on at epoch %d", stage, model.name, fold, trainer.current_epoch)
     else:
         # Another seed for each training, so that the networks of an ensemble do not begin alike.
-        seed = config.seed + 100 * TRAININGS.index(stage) + fold
+        seed = (config.seed + 100 * TRAININGS.index(stage) + fold) % 2**32
         random.seed(seed)
         np.random.seed(seed)  # noqa: NPY002 - nnU-Net's loaders draw from the global generator
         torch.manual_seed(seed)

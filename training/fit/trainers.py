@@ -262,7 +262,7 @@ class MedNeXtRegionTrainer(RegionTrainer):
     """Trains the MedNeXt of the ensemble."""
 
     def _get_deep_supervision_scales(self) -> list[list[float]]:
-        # nnU-Net reads them from strides in the plans, which a MedNeXt's have not.
+        # nnU-Net reads them from strides in the plans, which those of a MedNeXt do not have.
         return [[1 / 2**scale] * 3 for scale in range(LEVELS + 1)]
 
     def set_deep_supervision_enabled(self, enabled: bool) -> None:  # noqa: D102
