@@ -207,7 +207,7 @@ def _describe_run(
         started=datetime.now(UTC).isoformat(timespec="seconds"),
         start_seconds=round(start_seconds, 3),
         region_thresholds=dict(zip(REGIONS, system.bundle.thresholds.regions, strict=True)),
-        confidence=dict(zip(REGIONS, system.bundle.thresholds.confidence, strict=True)),
+        confidence=system.bundle.thresholds.confidence,
     )
 
 

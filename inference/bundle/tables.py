@@ -43,8 +43,8 @@ class ThresholdTables:
     """By subtype; empty where none were fitted."""
     use: Literal["global", "subtypes"]
     """`global` or `subtypes`: which of the two rules."""
-    confidence: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """Of WT, TC and ET: a lesion stays where the mean probability in it is at least this share of that in the region's
+    confidence: float = 0.0
+    """A lesion of WT, TC or ET stays where the mean probability in it is at least this share of that in the region's
     largest lesion; 0 keeps all."""
 
 
@@ -73,12 +73,10 @@ class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
     overall: Thresholds = msgspec.field(name="global")
     subtypes: dict[int, Thresholds]
     use: Literal["global", "subtypes"]
-    # Bundles of before 0.5.0 have none.
-    confidence: dict[str, Share] = msgspec.field(default_factory=lambda: dict.fromkeys(REGIONS, 0.0))
+    confidence: Share = 0.0
 
     def __post_init__(self) -> None:
         _check_keys("regions", self.regions, list(REGIONS))
-        _check_keys("confidence", self.confidence, list(REGIONS))
         parts = {"global": self.overall} | {f"subtypes.{key}": part for key, part in self.subtypes.items()}
         for key, part in parts.items():
             sizes = part.smallest_component_mm3
@@ -94,9 +92,8 @@ class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
             found = [str(cluster) for cluster in self.subtypes]
             wanted = f"the keys {[str(cluster) for cluster in expected]}, or none"
             raise mismatch(file, "subtypes", found, wanted, BundleError)
-        whole, core, enhancing = ((self.regions[region], self.confidence[region]) for region in REGIONS)
-        regions, confidence = zip(whole, core, enhancing, strict=True)
-        return ThresholdTables(regions, self.overall, self.subtypes, self.use, confidence)
+        whole, core, enhancing = (self.regions[region] for region in REGIONS)
+        return ThresholdTables((whole, core, enhancing), self.overall, self.subtypes, self.use, self.confidence)
 
 
 class _StoredSubtypes(msgspec.Struct, forbid_unknown_fields=True):
@@ -122,8 +119,8 @@ def _check_keys(key: str, values: Mapping[str, float], expected: list[str]) -> N
 
 def stored_thresholds(tables: ThresholdTables) -> StoredThresholds:
     """The tables as files have them."""
-    regions, confidence = (dict(zip(REGIONS, values, strict=True)) for values in (tables.regions, tables.confidence))
-    return StoredThresholds(regions, tables.overall, dict(tables.subtypes), tables.use, confidence)
+    regions = dict(zip(REGIONS, tables.regions, strict=True))
+    return StoredThresholds(regions, tables.overall, dict(tables.subtypes), tables.use, tables.confidence)
 
 
 def parse_subtypes(value: object, arrays: Mapping[str, FloatArray], file: str) -> SubtypeTables:

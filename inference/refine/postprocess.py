@@ -62,7 +62,7 @@ def remove_doubtful(
     labels: NDArray[np.uint8],
     probabilities: NDArray[np.float32],
     spacing: tuple[float, float, float],
-    confidence: tuple[float, float, float],
+    confidence: float,
 ) -> tuple[NDArray[np.uint8], dict[str, Removed]]:
     """A label map (X, Y, Z) without the lesions that the networks doubt, and what was left out per region.
 
@@ -72,15 +72,15 @@ def remove_doubtful(
     """
     cleaned, removed = labels.copy(), {}
     outside = (Label.BACKGROUND, Label.ED, Label.NCR)
-    for region, probability, share, label in zip(REGIONS, probabilities, confidence, outside, strict=True):
+    for region, probability, label in zip(REGIONS, probabilities, outside, strict=True):
         removed[region] = Removed(0, 0.0)
-        if not share or not (mask := region_mask(cleaned, region)).any():
+        if not confidence or not (mask := region_mask(cleaned, region)).any():
             continue
         box = bounding_box(mask)
         lesions = connected_components(mask[box])
         voxels = np.bincount(lesions.ravel())
         means = np.bincount(lesions.ravel(), weights=probability[box].ravel()) / np.maximum(voxels, 1)
-        doubtful = means < share * means[1 + np.argmax(voxels[1:])]
+        doubtful = means < confidence * means[1 + np.argmax(voxels[1:])]
         doubtful[0] = False
         cleaned[box][doubtful[lesions]] = label
         mm3 = round(float(voxels[doubtful].sum()) * math.prod(spacing), _MM3_DIGITS)

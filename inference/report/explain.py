@@ -19,9 +19,8 @@ def explain(record: Record, case: str | None) -> str:
     lines = [f"bundle {run.bundle.name} {run.bundle.version}, profile {run.profile}, {run.engine}"]
     if cuts := run.region_thresholds:
         lines.append(f"a voxel belongs to a region where its probability is above: {_numbers(cuts)}")
-    if run.confidence and any(run.confidence.values()):
-        shares = _numbers(run.confidence)
-        lines.append(f"a lesion is left out below this share of the largest lesion's mean probability: {shares}")
+    if run.confidence:
+        lines.append(f"a lesion stays with at least {run.confidence:.4g} of the largest lesion's mean probability")
     return "\n".join([*lines, *(line for entry in chosen for line in _explain_case(entry))]) + "\n"
 
 

@@ -96,7 +96,7 @@ class RunRecord:
     """From the start of the program to the first case."""
     region_thresholds: Mapping[str, float] | None = None
     """Probability above which a voxel is WT, TC and ET, the bundle's."""
-    confidence: Mapping[str, float] | None = None
+    confidence: float | None = None
     """The bundle's share of the largest lesion's mean probability below which a lesion of WT, TC or ET is left out."""
     seconds: float | None = None
     """From the start of the program to the last case; None while it runs."""

@@ -125,9 +125,10 @@ def found_table(tuning: Tuning, clusters: int) -> Table:
 
 def _found_words(name: str, found: ThresholdTables) -> str:
     if name == "regions":
-        return "as it is" if set(found.regions) == {0.5} else _by_region(found.regions)
+        shares = ", ".join(f"{region} {value:g}" for region, value in zip(REGIONS, found.regions, strict=True))
+        return "as it is" if set(found.regions) == {0.5} else shares
     if name == "confidence":
-        return _by_region(found.confidence) if any(found.confidence) else "as it is"
+        return f"≥ {found.confidence:g} of the largest lesion's" if found.confidence else "as it is"
     thresholds = found.overall
     if name.startswith("subtypes"):
         own = found.subtypes[int(name.rpartition(" ")[2])]
@@ -135,10 +136,6 @@ def _found_words(name: str, found: ThresholdTables) -> str:
     if name == "components":
         return _threshold_words(dataclasses.replace(thresholds, et_wt_ratio=0.0))
     return "as it is" if not thresholds.et_wt_ratio else f"ET/WT ≥ {thresholds.et_wt_ratio:g}"
-
-
-def _by_region(values: tuple[float, float, float]) -> str:
-    return ", ".join(f"{region} {value:g}" for region, value in zip(REGIONS, values, strict=True))
 
 
 def _threshold_words(thresholds: Thresholds) -> str:
@@ -170,10 +167,10 @@ def ruling_table(tuning: Tuning, clusters: int) -> Table:
     rows = []
     for name, thresholds, whose in ruled:
         sizes = [thresholds.smallest_component_mm3[label] for label in labels]
-        values = (*tables.regions, *tables.confidence, *sizes, thresholds.et_wt_ratio)
+        values = (*tables.regions, tables.confidence, *sizes, thresholds.et_wt_ratio)
         rows.append([name, *(f"{value:g}" for value in values), whose])
-    regions = [f"{region} {word}" for word in ("above", "confidence") for region in REGIONS]
-    header = ["tumours", *regions, *(f"{label} mm³" for label in labels), "ET/WT", "thresholds"]
+    above, sizes_of = (f"{region} above" for region in REGIONS), (f"{label} mm³" for label in labels)
+    header = ["tumours", *above, "confidence", *sizes_of, "ET/WT", "thresholds"]
     note = (
         "A voxel belongs to a region above a probability; a lesion stays with this share of the confidence in the "
         "largest; components smaller than mm³ are removed; 0 leaves everything alone."

@@ -35,8 +35,8 @@ class Choice:
     """Of refinement."""
     subtypes: Mapping[int, Thresholds] = field(default_factory=dict)
     """Of refinement, for the subtypes that have their own."""
-    confidence: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """In lesions of WT, TC, ET."""
+    confidence: float = 0.0
+    """In a lesion of any region."""
 
     def of(self, cluster: int | None) -> Thresholds:
         """The thresholds of refinement for a tumour of this subtype, or of none."""

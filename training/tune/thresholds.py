@@ -55,24 +55,17 @@ def best_regions(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
     # Not all combinations: 15 choices in place of 125, and less to fit to.
     chosen = start
     for index in range(len(REGIONS)):
-        candidates = [replace(chosen, regions=_with(chosen.regions, index, value)) for value in REGION_GRID]
+        candidates = []
+        for value in REGION_GRID:
+            whole, core, enhancing = (value if i == index else old for i, old in enumerate(chosen.regions))
+            candidates.append(replace(chosen, regions=(whole, core, enhancing)))
         chosen = best(scorer, shares, chosen, candidates)
     return chosen
 
 
 def best_confidence(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
-    """The best confidence below which a lesion is left out, one region after the other."""
-    chosen = start
-    for index in range(len(REGIONS)):
-        candidates = [replace(chosen, confidence=_with(chosen.confidence, index, value)) for value in CONFIDENCE_GRID]
-        chosen = best(scorer, shares, chosen, candidates)
-    return chosen
-
-
-def _with(values: tuple[float, float, float], index: int, value: float) -> tuple[float, float, float]:
-    """The values of WT, TC and ET with one of them changed."""
-    whole, core, enhancing = (value if i == index else old for i, old in enumerate(values))
-    return whole, core, enhancing
+    """The best confidence below which a lesion is left out: one for all regions, since false lesions are few."""
+    return best(scorer, shares, start, [replace(start, confidence=value) for value in CONFIDENCE_GRID])
 
 
 def best_components(scorer: Scorer, shares: Shares, start: Choice) -> Choice:

@@ -116,9 +116,9 @@ def test_a_large_lesion_that_the_networks_doubt_is_left_out():
     doubted = probabilities(reference())
     doubted[0, 30:39, 4:14, 8:16] = 0.72
     tuned, by_fold = tune_all(scenes([doubted] * 5))
-    assert tuned.choice.confidence == (0.8, 0.0, 0.0)
+    assert tuned.choice.confidence == 0.8
     assert tuned.choice.thresholds == NEUTRAL
-    assert all(selection.choice.confidence == (0.8, 0.0, 0.0) for selection in by_fold.values())
+    assert all(selection.choice.confidence == 0.8 for selection in by_fold.values())
 
 
 def test_what_a_fold_is_scored_with_was_chosen_without_it():
@@ -164,7 +164,7 @@ def test_workers_find_what_one_process_finds():
 
 def test_a_choice_survives_the_tables():
     own = replace(NEUTRAL, et_wt_ratio=0.1)
-    choice = Choice((0.4, 0.5, 0.6), NEUTRAL, {1: own}, (0.9, 0.0, 0.8))
+    choice = Choice((0.4, 0.5, 0.6), NEUTRAL, {1: own}, 0.9)
     back = choice_of(tables_of(choice, 3))
     assert (back.regions, back.confidence) == (choice.regions, choice.confidence)
     assert [back.of(cluster) for cluster in (None, 0, 1, 2)] == [NEUTRAL, NEUTRAL, own, NEUTRAL]
