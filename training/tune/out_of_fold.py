@@ -25,6 +25,8 @@ class OutOfFold:
     """ID of the case."""
     fold: int
     """Its fold."""
+    patient: str
+    """Its patient."""
     reference: NDArray[np.uint8]
     """Reference labels (X, Y, Z)."""
     probabilities: Mapping[str, NDArray[np.float32]]
@@ -54,7 +56,7 @@ def load_predictions(scored: tuple[CaseEntry, int], models: Sequence[str], confi
     box = bounding_box(anything) if anything.any() else (slice(0, 1),) * 3
     cropped = {name: np.ascontiguousarray(array[:, *box]) for name, array in probabilities.items()}
     x, y, z = (int(side.start) for side in box)
-    return OutOfFold(entry.id, fold, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
+    return OutOfFold(entry.id, fold, entry.patient, np.ascontiguousarray(reference[box]), cropped, (x, y, z))
 
 
 def ensemble(probabilities: Mapping[str, NDArray[np.float32]], weights: Mapping[str, float]) -> NDArray[np.float32]:

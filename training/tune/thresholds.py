@@ -1,7 +1,7 @@
 """Thresholds from out-of-fold predictions, by nested cross-validation.
 
 Every choice maximises the official lesion-wise Dice, averaged over regions and cases. A group of thresholds is kept
-only if choosing it on the other folds beats leaving the predictions alone on the fold that was left out (nested
+only if choosing it on all other patients beats leaving the predictions alone on the patient who was left out (nested
 cross-validation). What all of it is worth is measured once more around that: each fold's cases are scored with what the
 other folds alone would have chosen *and kept*, so that a gain is a finding and not a fit.
 """
@@ -150,26 +150,27 @@ class Selection:
 def select(
     scorer: Scorer, indices: Sequence[int], groups: Mapping[str, Step], report: Callable[[str], None] = log.debug
 ) -> Selection:
-    """Choose every group on some cases, keeping what has a nested gain over their folds.
+    """Choose every group on some cases, keeping what has a nested gain over their patients.
 
-    Cases of a single fold cannot show a gain, so that nothing is kept.
+    Each patient's cases are scored with what all others would choose. (Without a whole fold too few would be left to
+    choose on, and what helps would be given up.) The cases of a single patient cannot show a gain: nothing is kept.
     """
-    fold_of = {index: scorer.cases[index].fold for index in indices}
-    folds = sorted(set(fold_of.values()))
-    choice, by_fold = Choice(), dict.fromkeys(folds, Choice())
+    patient_of = {index: scorer.cases[index].patient for index in indices}
+    patients = sorted(set(patient_of.values()))
+    choice, without = Choice(), dict.fromkeys(patients, Choice())
     steps, found, gains = {}, {}, {}
     for name, step in groups.items():
         found[name], gains[name] = step(scorer, indices, choice), 0.0
-        if found[name] != choice and len(folds) > 1:
-            # For each fold, what this step finds without it, on top of what the steps before found without it.
+        if found[name] != choice and len(patients) > 1:
+            # For each patient, what this step finds without them, on top of what the steps before found without them.
             trial = {
-                fold: step(scorer, [index for index in indices if fold_of[index] != fold], by_fold[fold])
-                for fold in folds
+                patient: step(scorer, [index for index in indices if patient_of[index] != patient], without[patient])
+                for patient in patients
             }
-            gained = [scorer.score(i, trial[fold]) - scorer.score(i, by_fold[fold]) for i, fold in fold_of.items()]
+            gained = [scorer.score(i, trial[own]) - scorer.score(i, without[own]) for i, own in patient_of.items()]
             gains[name] = float(np.mean(gained))
             if gains[name] > LEAST_GAIN:
-                choice, by_fold = found[name], trial
+                choice, without = found[name], trial
         steps[name] = choice
         verdict = "kept" if choice == found[name] and gains[name] > LEAST_GAIN else "left alone"
         report(f"{name}: {verdict}, nested gain {gains[name]:+.4f}; {scorer.scored} label maps scored")

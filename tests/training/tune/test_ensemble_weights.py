@@ -43,7 +43,10 @@ def copies(nnunet, mednext, folds=4):
     labels[4:12, 4:12, 4:12] = 3
     region = np.stack([region_mask(labels, region) for region in REGIONS])
     see = [np.where(region, inside, outside).astype(np.float32) for inside, outside in (nnunet, mednext)]
-    return [OutOfFold(f"case{fold}", fold, labels, dict(zip(NAMES, see, strict=True))) for fold in range(folds)]
+    return [
+        OutOfFold(f"case{fold}", fold, f"case{fold}", labels, dict(zip(NAMES, see, strict=True)))
+        for fold in range(folds)
+    ]
 
 
 def configured(way):

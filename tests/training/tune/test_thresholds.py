@@ -46,7 +46,7 @@ def probabilities(labels, inside=0.95):
 def scenes(predictions, references=None):
     references = references or [reference()] * len(predictions)
     cases = [
-        OutOfFold(f"case{index}", index % 5, truth, {"nnunet": p, "mednext": p})
+        OutOfFold(f"case{index}", index % 5, f"patient{index}", truth, {"nnunet": p, "mednext": p})
         for index, (p, truth) in enumerate(zip(predictions, references, strict=True))
     ]
     return Scorer(cases, predictions, 2024)
@@ -146,9 +146,11 @@ def test_the_honest_gain_is_the_difference_on_held_out_folds():
     assert gains["regions"] == gains["ratio"] == 0
 
 
-def test_cases_of_one_fold_show_no_gain():
-    scorer = scenes([with_specks()])
-    selection = select(scorer, [0], GROUPS)
+@pytest.mark.parametrize("count", [1, 2])
+def test_cases_of_one_patient_show_no_gain(count):
+    scorer = scenes([with_specks()] * count)
+    scorer.cases = [replace(case, patient="one") for case in scorer.cases]
+    selection = select(scorer, range(count), GROUPS)
     assert selection.choice == Choice()
     assert selection.found["components"] != Choice()
 
