@@ -21,6 +21,7 @@ from inference.labels import REGIONS, TUMOUR_LABELS, Label, region_mask
 from inference.refine.components import connected_components
 from inference.refine.radiomics import NoFeatures, extract_features
 from inference.refine.subtypes import Subtype, SubtypeModel
+from inference.schema import Mismatch
 
 # Of component volumes: a spacing of 0.9999999 mm, as headers have it, counts as 1.
 _MM3_DIGITS = 3
@@ -56,6 +57,12 @@ class RefinementRecord:
     """ET/WT after the removal; None where no tumour was left."""
     et_relabelled: bool
     """Whether ET became NCR."""
+
+    def __post_init__(self) -> None:
+        if self.cluster is not None and not self.distances:
+            raise Mismatch("distances", self.distances, "one or more, beside a cluster")
+        if self.cluster is None and self.no_subtype is None:
+            raise Mismatch("no_subtype", None, "why there is no cluster")
 
 
 def remove_doubtful(

@@ -90,6 +90,8 @@ def test_an_unprintable_name_does_not_lose_the_record() -> None:
         (("cases", 0, "volumes_ml", "WT"), "much", r'cases\[0\].volumes_ml.WT: found "much", expected a number'),
         (("cases", 0, "refinement"), [], r"cases\[0\].refinement: found \[\], expected an object"),
         (("cases", 0, "refinement", "distances"), ["near"], r'distances\[0\]: found "near", expected a number'),
+        (("cases", 0, "refinement", "distances"), [], r"refinement.distances: found \[\], expected one or more"),
+        (("cases", 0, "refinement", "no_subtype"), None, "no_subtype: found nothing, expected a text"),
         (("cases", 0, "refinement", "removed", "NCR"), 3, r"removed.NCR: found 3, expected an object"),
         (("cases", 0, "refinement", "thresholds", "et_wt_ratio"), None, "et_wt_ratio: found nothing, expected a"),
     ],
