@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from inference.intake.nifti import open_image
 from inference.intake.scan import SIDE_BY_SIDE, Scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import free_memory
-from inference.predict.networks import shuffle_factor
+from inference.predict.engines.base import activation_bytes
 from inference.predict.preprocess import read_plan
 from inference.settings import Profile
 
@@ -72,8 +72,7 @@ def need_to_predict(scan: Scan, system: System) -> int:
         if system.engine.device == "cpu":
             width = 2 if "bfloat16" in system.engine.description else 4
             at_once = max(voxels, math.prod(plan.patch)) if system.profile is Profile.FAST else math.prod(plan.patch)
-            body = at_once / shuffle_factor(model.architecture) ** 3
-            need += body * _channels(model.architecture) * width * _ACTIVATIONS
+            need += activation_bytes(at_once, model.architecture, width)
         most = max(most, need)
     return int(nonzero.size * _PROBABILITIES + most)
 
@@ -95,16 +94,3 @@ def check_fits(case: str, step: str, foresee: Callable[[], int]) -> None:
             found=f"{free / 1e9:.2f} GB free",
             expected=f"about {need / 1e9:.2f} GB: use a machine with more, or raise the limit of this one",
         )
-
-
-def _channels(architecture: Mapping[str, object]) -> int:
-    """Channels of a network's widest layer at full resolution, by its architecture section of the plans."""
-    kwargs = architecture.get("arch_kwargs")
-    if not isinstance(kwargs, Mapping):
-        return 0
-    features, channels, expansion = (kwargs.get(key) for key in ("features_per_stage", "channels", "expansion"))
-    if isinstance(features, list | tuple) and features:
-        return int(features[0])
-    if isinstance(expansion, list | tuple) and expansion:
-        return int(channels or 0) * int(expansion[0])
-    return 0

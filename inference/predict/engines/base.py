@@ -11,13 +11,17 @@ from numpy.typing import NDArray
 
 from inference.bundle.store import Model
 from inference.labels import regions_from_label_probabilities
-from inference.predict.networks import network_stride
+from inference.predict.networks import network_stride, shuffle_factor
 from inference.predict.preprocess import Preprocessed
 from inference.predict.tiling import MIRRORINGS, Triple, next_multiple, windows
 from inference.settings import Profile
 
 # Sizes of a `fast` pass are multiples of this, so that scans of nearly the same size share what an engine prepares.
 _COARSE: Final = 8
+
+_ACTIVATIONS: Final = 0.75
+"""Arrays of the widest layer at full resolution that an engine holds (measured with the embedded bundle: .7 OpenVINO in
+bfloat16, .8 torch)."""
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
@@ -90,6 +94,11 @@ def pass_shape(shape: Sequence[int], architecture: Mapping[str, object]) -> Trip
     return next_multiple(least, [math.lcm(step, _COARSE) for step in stride])
 
 
+def activation_bytes(voxels: float, architecture: Mapping[str, object], width: int) -> float:
+    """Bytes that a network holds for activations in a pass over so many voxels, `width` bytes each."""
+    return voxels / shuffle_factor(architecture) ** 3 * _channels(architecture) * width * _ACTIVATIONS
+
+
 def mismatch(found: NDArray[np.float32], expected: NDArray[np.float32], most: float) -> str:
     """Reason not to trust logits where others, of the same shape, were expected; or nothing.
 
@@ -108,3 +117,16 @@ def forward_count(shape: Sequence[int], patch: Triple, profile: Profile) -> int:
         return 1
     padded = [max(size, least) for size, least in zip(shape, patch, strict=True)]
     return len(windows(padded, patch)) * len(MIRRORINGS)
+
+
+def _channels(architecture: Mapping[str, object]) -> int:
+    """Channels of a network's widest layer at full resolution, by its architecture section of the plans."""
+    kwargs = architecture.get("arch_kwargs")
+    if not isinstance(kwargs, Mapping):
+        return 0
+    features, channels, expansion = (kwargs.get(key) for key in ("features_per_stage", "channels", "expansion"))
+    if isinstance(features, list | tuple) and features:
+        return int(features[0])
+    if isinstance(expansion, list | tuple) and expansion:
+        return int(channels or 0) * int(expansion[0])
+    return 0

@@ -7,6 +7,7 @@ back after every use.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -20,11 +21,12 @@ from numpy.typing import NDArray
 from inference.bundle.store import Model
 from inference.errors import BundleError, DeviceError
 from inference.labels import SEQUENCES
-from inference.machine import available_threads
+from inference.machine import available_threads, free_memory
 from inference.predict.engines.base import (
     Advance,
     Engine,
     Update,
+    activation_bytes,
     heads_of,
     mismatch,
     pass_shape,
@@ -43,6 +45,10 @@ _PROBES: Final = ((2, 2, 2), (2, 3, 4))
 # Root mean square difference of logits, by their standard deviation, from which on a network is not trusted; bfloat16
 # alone makes 0.01 to 0.025.
 _DISAGREEMENT: Final = 0.1
+# Arrays as large as the input that a pass makes beside its activations: of the input, and of the logits twice.
+_COPIES: Final = 3
+# Bytes that are to be free beside what a pass needs: code that OpenVINO writes for a size, and its tables.
+_SPARE: Final = 64 * 2**20
 
 
 class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
@@ -101,16 +107,31 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
         """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
         request = self._network(model, fold).create_infer_request()
         for array in arrays:
-            logits = _infer(request, array)
-            # By the sum, which is NaN or infinite where any of them is, and needs no array of its own.
-            if not np.isfinite(logits.sum()):
-                # Where memory was short anywhere in the process, what a network has prepared for a size may answer NaN
-                # from then on; compiled anew it does not.
-                _LOG.warning("%s, fold %d: its answer is not finite: its network is compiled anew", model.name, fold)
-                del request, self._compiled[model, fold]
-                request = self._network(model, fold).create_infer_request()
+            self._check_room(model, array)
+            try:
                 logits = _infer(request, array)
+                # By the sum, which is NaN or infinite where any of them is, and needs no array of its own.
+                if not np.isfinite(logits.sum()):
+                    # Where memory was short anywhere in the process, what a network has prepared for a size may answer
+                    # NaN from then on; compiled anew it does not.
+                    _LOG.warning("%s, fold %d: its answer is not finite: compiled anew", model.name, fold)
+                    del request, self._compiled[model, fold]
+                    request = self._network(model, fold).create_infer_request()
+                    logits = _infer(request, array)
+            except Exception:
+                # A pass that broke off leaves parts of a graph prepared for its size, and others for the size before:
+                # the next pass would crash, or answer wrongly. The network is compiled anew when it is next wanted.
+                self._compiled.pop((model, fold), None)
+                raise
             yield logits
+
+    def _check_room(self, model: Model, array: NDArray[np.float32]) -> None:
+        """MemoryError where a pass over an array has no room: OpenVINO then crashes, or answers without a word."""
+        width = 2 if self._precision == "bf16" else 4
+        held = activation_bytes(math.prod(array.shape[1:]), model.architecture, width)
+        free = free_memory()
+        if free is not None and free < _COPIES * array.nbytes + held + _SPARE:
+            raise MemoryError
 
     def _probabilities(self, logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:
         return region_probabilities(logits, heads)
@@ -227,5 +248,8 @@ def export_network(
 def _infer(request: openvino.InferRequest, array: NDArray[np.float32]) -> NDArray[np.float32]:
     """Logits (heads, Z, Y, X) of an array (4, Z, Y, X)."""
     request.infer({0: np.ascontiguousarray(array[None], np.float32)}, share_inputs=True)
+    logits = request.get_output_tensor(0).data[0]
+    if logits.shape[1:] != array.shape[1:]:
+        raise MemoryError("OpenVINO found no memory for a pass, and did not say so")
     # Copied, because the request's own buffer is written to by its next pass.
-    return np.array(request.get_output_tensor(0).data[0], np.float32)
+    return np.array(logits, np.float32)

@@ -215,6 +215,36 @@ def test_a_network_whose_answer_is_not_finite_is_compiled_anew(
     assert [network is not before for network in engine._compiled.values()] == [True]
 
 
+def test_a_network_whose_pass_broke_off_is_compiled_anew(monkeypatch: pytest.MonkeyPatch, make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    engine = OpenVinoEngine()
+    expected = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    (before,) = engine._compiled.values()
+
+    def broken(*_: object) -> np.ndarray:
+        raise RuntimeError("Failed to allocate 4096 bytes of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "_infer", broken)
+        with pytest.raises(RuntimeError, match="Failed to allocate"):
+            engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    assert np.array_equal(engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing), expected)
+    assert [network is not before for network in engine._compiled.values()] == [True]
+
+
+def test_a_pass_without_room_is_not_begun(monkeypatch: pytest.MonkeyPatch, make_model: Callable) -> None:
+    model = make_model(make_plans(unet_architecture()), folds=1)
+    engine = OpenVinoEngine()
+    expected = engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    (before,) = engine._compiled.values()
+    with monkeypatch.context() as patch:
+        patch.setattr(openvino_engine, "free_memory", lambda: 2**20)
+        with pytest.raises(MemoryError):
+            engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
+    assert np.array_equal(engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing), expected)
+    assert [network is before for network in engine._compiled.values()] == [True]
+
+
 def test_progress_counts_every_forward(make_model: Callable) -> None:
     model = make_model(make_plans(unet_architecture(), patch=(32, 32, 48)), folds=1)
     seen: list[int] = []
