@@ -110,7 +110,10 @@ def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Pr
         stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
         use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
         name = f"{source.name} ({source.doi})" if source.doi else source.name
-        data_sets.append(DataSet(name, sum(entry.source == source.name for entry in entries), use))
+        data_set = DataSet(name, sum(entry.source == source.name for entry in entries), use)
+        # An earlier round on the same cases has named it.
+        if data_set not in data_sets:
+            data_sets.append(data_set)
     settings = dataclasses.asdict(config)
     # Where the data lay is nobody's business, and a path may hold a user's name.
     for source in settings["sources"]:

@@ -33,8 +33,10 @@ CONFIDENCE_GRID = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 # A subtype of n tumours has the say n / (n + 10) in its own thresholds, all tumours the rest: on a handful of tumours a
 # search finds gains that do not last (docs/method.md).
 SHRINKAGE = 10
-# Gains up to this are rounding.
-LEAST_GAIN = 1e-9
+# Nested gains up to this, in mean Dice, keep nothing: a thousandth is one small lesion in dozens of cases.
+LEAST_GAIN = 0.001
+# Differences up to this are no better choice.
+ROUNDING = 1e-9
 
 Shares = Mapping[int, float]
 """Weights of cases by index, that sum to 1: a choice is worth the weighted mean of its scores."""
@@ -47,7 +49,7 @@ def best(scorer: Scorer, shares: Shares, start: Choice, candidates: Sequence[Cho
         sum(share * scorer.score(index, choice) for index, share in shares.items()) for choice in (start, *candidates)
     )
     highest = int(np.argmax(values))
-    return candidates[highest] if values[highest] > value + LEAST_GAIN else start
+    return candidates[highest] if values[highest] > value + ROUNDING else start
 
 
 def best_regions(scorer: Scorer, shares: Shares, start: Choice) -> Choice:
