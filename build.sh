@@ -2,7 +2,7 @@
 # The one front door. Usage: ./build.sh COMMAND; without a command this text.
 #
 #   demo    segment a synthetic case with the embedded bundle, score it, draw it (in demo/); sets up .venv-cpu, without
-#           PyTorch: 300 MB to download, 1.1 GB on disk
+#           PyTorch: 180 MB to download, 0.7 GB on disk
 #   test    set everything up in .venv, with PyTorch (8 GB), and run the tests that take seconds; arguments go to pytest
 #   test-slow
 #           the tests that take minutes: training on phantoms, the documentation's blocks, agreement of engines
