@@ -75,7 +75,7 @@ async function showCase(details) {
   for (const other of document.querySelectorAll("details.case[open]")) if (other !== details) other.open = false;
   for (const row of table.tBodies[0].rows) row.classList.toggle("open", linkOf(row).hash === hashOf(details));
   details.firstElementChild.after(turns);
-  turns.hidden = false;
+  turns.hidden = table.tBodies[0].rows.length < 2;
   showTurns();
   if (!details.dataset.script || details.querySelector(".viewer")) return;
   const id = details.querySelector("summary").textContent;
