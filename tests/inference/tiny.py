@@ -86,7 +86,7 @@ def describe(models: tuple[Model, ...], **changes: object) -> NewBundle:
             (0.5, 0.5, 0.5), Thresholds({"NCR": 0.0, "ED": 0.0, "ET": 0.0}, 0.0), {}, "global"
         ),
         "scores": {"out_of_fold": {"WT": None}},
-        "folds": {"case": 0},
+        "folds": {"folds": {"case": 0}},
     }
     return NewBundle(**(contents | changes))  # type: ignore[arg-type]
 
