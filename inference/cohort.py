@@ -36,7 +36,7 @@ class Outcome:
     cases: tuple[CaseRecord, ...]
     """Every case of the shard once, by ID, those that were not attempted included."""
     interrupted: str | None
-    """What ended the run before its last case: a signal, or a failed case; None where nothing did."""
+    """The signal or failed case that ended the run before its last case; None where it was not ended."""
 
 
 @dataclass(eq=False)

@@ -69,11 +69,11 @@ class CaseError(GliomaError):
         self.case = case
         """ID of the case."""
         self.problem = problem
-        """What is wrong, naming the file where one is to blame."""
+        """The fault, naming the file where one is to blame."""
         self.found = found
         """The evidence."""
         self.expected = expected
-        """What would have been accepted."""
+        """The values that would have been accepted."""
         details = [f"found {found}"] * bool(found) + [f"expected {expected}"] * bool(expected)
         super().__init__(f"{case}: {problem}" + (f" ({', '.join(details)})" if details else ""))
 

@@ -44,8 +44,11 @@ _OUTERMOST: Final = (Label.ED, Label.NCR, Label.ET)
 
 def region_mask(labels: NDArray[np.uint8], region: str) -> NDArray[np.bool_]:
     """Where a label map (any shape) shows `region`, one of :data:`REGIONS`."""
+    inside: NDArray[np.bool_] = labels != Label.BACKGROUND
+    if region == "WT":
+        return inside
     first, *further = REGIONS[region]
-    inside: NDArray[np.bool_] = labels == first
+    np.equal(labels, first, out=inside)
     for label in further:  # np.isin says the same, and takes many times as long
         inside |= labels == label
     return inside

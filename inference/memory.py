@@ -16,7 +16,7 @@ from inference.intake.nifti import open_image
 from inference.intake.scan import SIDE_BY_SIDE, Scan
 from inference.labels import REGIONS, SEQUENCES
 from inference.machine import free_memory
-from inference.predict.engines.base import activation_bytes
+from inference.predict.engines.base import pass_bytes
 from inference.predict.preprocess import read_plan
 from inference.settings import Profile
 
@@ -33,8 +33,6 @@ _DECODED: Final = 2
 _PASS: Final = _SCAN + 2 * _PROBABILITIES
 # On the scan's grid, where it is not that of the networks: one array in float64.
 _RESAMPLED: Final = 8 * len(REGIONS)
-# Arrays of the widest layer at full resolution that an engine holds (.7 OpenVINO in bfloat16, .8 torch).
-_ACTIVATIONS: Final = 0.75
 FINISHING: Final = 24
 """On the scan's grid: labels, their components, and the intensities of one sequence in float64."""
 
@@ -72,7 +70,7 @@ def need_to_predict(scan: Scan, system: System) -> int:
         if system.engine.device == "cpu":
             width = 2 if "bfloat16" in system.engine.description else 4
             at_once = max(voxels, math.prod(plan.patch)) if system.profile is Profile.FAST else math.prod(plan.patch)
-            need += activation_bytes(at_once, model.architecture, width)
+            need += pass_bytes(at_once, model.architecture, width)
         most = max(most, need)
     return int(nonzero.size * _PROBABILITIES + most)
 

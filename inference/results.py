@@ -39,7 +39,7 @@ class CohortSettings:
     uncertainty: Path | None = None
     """Folder of the maps of disagreement between the networks."""
     on_error: OnError = "skip"
-    """What to do about a failed case."""
+    """The policy for a failed case."""
     resume: bool = False
     """Whether to leave out cases whose result is there."""
     shard: tuple[int, int] = (1, 1)

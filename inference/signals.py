@@ -6,10 +6,14 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import FrameType
 from typing import Final
 
 _ANSWERED: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Signals that are answered now; a process has one handler each, whoever set it.
+_answered: set[int] = set()
 
 
 class Signals:
@@ -19,7 +23,6 @@ class Signals:
         self.at_once = True
         """Whether the first signal raises KeyboardInterrupt, else it is only noted in `first`."""
         self._first: str | None = None
-        self._answered: set[int] = set()
 
     def first(self) -> str | None:
         """Name of the first signal, such as SIGTERM."""
@@ -37,30 +40,36 @@ class Signals:
             for number in _ANSWERED:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     before[number] = signal.signal(number, self._note)
-                    self._answered.add(number)
+                    _answered.add(number)
         except ValueError:  # not the main thread, the only one that Python lets handle signals
             yield
             return
-        os.register_at_fork(after_in_child=self._leave_to_system)
+        _prepare_forks()
         try:
             yield
         finally:
-            self._answered.clear()
+            _answered.clear()
             # A second signal while the program ends would only cut its log short.
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if last else handler)
-
-    def _leave_to_system(self) -> None:
-        """Have a process that was forked from us end as any does: a library's worker, when the library terminates it.
-
-        Python runs a handler between two of its steps. A signal that comes just before a worker waits for work would
-        not wake it, and the library, which waits for its end, would wait for ever.
-        """
-        for number in self._answered:
-            signal.signal(number, signal.SIG_DFL)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if self._first is None:
             self._first = signal.Signals(number).name
             if self.at_once:
                 raise KeyboardInterrupt(self._first)
+
+
+@cache  # a hook cannot be taken back
+def _prepare_forks() -> None:
+    """Have processes that are forked from us end as any do: a library's workers, when the library terminates them.
+
+    Python runs a handler between two of its steps. A signal that comes just before a worker waits for work would not
+    wake it, and the library, which waits for its end, would wait for ever.
+    """
+    os.register_at_fork(after_in_child=_leave_to_system)
+
+
+def _leave_to_system() -> None:
+    for number in _answered:
+        signal.signal(number, signal.SIG_DFL)

@@ -114,7 +114,7 @@ class ModelConfig:
     architecture: Annotated[str, one_of(FAMILIES)]
     """PlainConvUNet or MedNeXt."""
     size: Mapping[str, object]
-    """What replaces nnU-Net's own choice in the plans' `arch_kwargs`: features, stages, variant, kernel."""
+    """Values that replace nnU-Net's own choice in the plans' `arch_kwargs`: features, stages, variant, kernel."""
     spacing: tuple[AboveZero, AboveZero, AboveZero] | None = None
     """Grid of the network in mm (Z, Y, X); none leaves the planner's median."""
     patch: tuple[Positive, Positive, Positive] = (128, 128, 128)
@@ -127,7 +127,7 @@ class ModelConfig:
     resampling: Annotated[str, one_of(("default", "linear"))] = "default"
     """`default` (nnU-Net's cubic splines) or `linear` (its torch resampling; far cheaper on a CPU)."""
     heads: typing.Literal["regions", "labels"] = "regions"
-    """What its outputs are: sigmoids of WT, TC and ET, or a softmax over background, NCR, ED and ET."""
+    """Its outputs: sigmoids of WT, TC and ET, or a softmax over background, NCR, ED and ET."""
     loss_weights: Annotated[str, one_of(("uniform", "inverse_frequency"))] = "uniform"
     """`uniform`, or `inverse_frequency` of the regions, or labels, in the training set, normalised to a mean of 1."""
     precision: Annotated[str, one_of(("float32", "bfloat16"))] = "float32"
@@ -201,9 +201,9 @@ class BundleConfig:
     version: Name
     """Its version."""
     intended_use: Text
-    """What it is for."""
+    """Its intended use."""
     limits: Text
-    """What it is not for."""
+    """Uses that it is not made for."""
     licence: Text
     """Terms of the weights, apart from the code's."""
     half_precision: bool = True
@@ -245,7 +245,7 @@ class RunConfig:
     """All of a run."""
 
     bundle: BundleConfig
-    """What comes out."""
+    """The bundle that comes out."""
     sources: tuple[SourceConfig, ...]
     """Where cases come from."""
     finetuning: DatasetConfig
@@ -258,13 +258,13 @@ class RunConfig:
     """Folder of a bundle whose networks fine-tuning starts from and whose plans hold; a relative path starts at the
     configuration file's folder. Grid, patch, resampling and sizes of the models are then the ancestor's."""
     comparison: ComparisonConfig = ComparisonConfig()
-    """What is trained for comparison."""
+    """Trainings for comparison."""
     job: JobConfig = JobConfig()
-    """What one training needs."""
+    """Resources that one training needs."""
     subtypes: SubtypeConfig = SubtypeConfig()
     """Stratification and refinement."""
     tuning: TuningConfig = TuningConfig()
-    """What out-of-fold predictions decide."""
+    """Choices that out-of-fold predictions decide."""
     folds: Annotated[int, Meta(ge=2)] = 5
     """Cross-validation folds; one network each."""
     # numpy's global generator, which nnU-Net draws from, takes 32 bits.

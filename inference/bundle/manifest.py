@@ -52,7 +52,7 @@ class DataSet:
     cases: Count
     """How many of its cases were used."""
     use: Text
-    """What they were used for."""
+    """Their use: pretraining, finetuning; and their terms."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +114,9 @@ class Manifest:
     created: Text
     """When it was frozen, ISO 8601 with time zone."""
     intended_use: Text
-    """What it is for."""
+    """Its intended use."""
     limits: Text
-    """What it is not for, and where it is known to fail."""
+    """Its limits: uses it is not made for, and where it is known to fail."""
     licence: Text
     """Licence of the weights, which is not that of the code."""
     provenance: Provenance

@@ -23,7 +23,7 @@ class Model:
     """One model of an ensemble: what a manifest says of it, its plans, and a network for each fold."""
 
     entry: ModelEntry
-    """What the manifest says of it."""
+    """Its entry in the manifest."""
     plans: Mapping[str, object]
     """`plans.json`, as nnU-Net wrote it; (Z, Y, X) order throughout."""
     networks: Mapping[int, Mapping[str, FloatArray] | Path] = field(repr=False)
@@ -100,7 +100,7 @@ class Bundle:
     path: Path
     """Its folder."""
     manifest: Manifest
-    """What it says about itself."""
+    """Its manifest."""
     digest: str
     """SHA-256 of the manifest, which holds those of all other files: stands for the whole bundle."""
     models: tuple[Model, ...]

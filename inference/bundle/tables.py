@@ -15,7 +15,7 @@ from inference.labels import REGIONS, TUMOUR_LABELS
 from inference.schema import Amount, Mismatch, Positive, Share, Text, convert, mismatch, one_of
 
 FloatArray = NDArray[np.float16 | np.float32 | np.float64]
-"""What tensors are stored as."""
+"""Types that tensors are stored in."""
 
 SCALINGS: Final = ("l2", "standard", "none")
 """Scaling before the PCA: each case to unit length, each feature to zero mean and unit variance, or none."""
@@ -66,7 +66,7 @@ class SubtypeTables:
 
 
 # Apart from `ThresholdTables`, since JSON names the regions and calls `overall` what is no name in Python.
-class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True):
+class StoredThresholds(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """`thresholds.json` as it is written."""
 
     regions: dict[str, Share]

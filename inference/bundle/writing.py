@@ -106,9 +106,9 @@ def write_bundle(folder: Path, new: NewBundle) -> Bundle:
         _write_contents(fresh, new)
         (fresh / MANIFEST).write_bytes(render_manifest(_manifest(new, file_entries(fresh))))
         load_bundle(fresh)  # what is written must be what can be read
-        if folder.exists():
-            folder.rename(old)
         try:
+            if folder.exists():
+                folder.rename(old)
             fresh.rename(folder)
         except BaseException:
             if old.exists():

@@ -37,7 +37,7 @@ class LabelMap:
     relabelled: bool
     """Whether label 4 was read as 3."""
     notes: Notes
-    """What was mended, and what is odd."""
+    """Repairs and warnings of the reading."""
 
     @property
     def canonical(self) -> NDArray[np.uint8]:

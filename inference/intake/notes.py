@@ -17,9 +17,9 @@ class Notes:
     file: str
     """Name of the file, without its folder."""
     repairs: list[str] = field(default_factory=list)
-    """What was mended."""
+    """Repairs."""
     warnings: list[str] = field(default_factory=list)
-    """What is odd and was left alone."""
+    """Oddities that were left alone."""
 
     def refusal(self, problem: str, *, found: str, expected: str) -> CaseError:
         """The error that names the case, the file, what was found there and what was expected."""

@@ -39,9 +39,9 @@ class Scan:
     geometry: Geometry
     """Of the stored t1n."""
     repairs: tuple[str, ...]
-    """What was mended, each with its sequence."""
+    """Repairs, each with its sequence."""
     warnings: tuple[str, ...]
-    """What is odd but was left alone, each with its sequence."""
+    """Oddities that were left alone, each with its sequence."""
 
     @property
     def is_noted(self) -> bool:

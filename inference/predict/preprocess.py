@@ -83,7 +83,7 @@ _ZScore = Literal["ZScoreNormalization"]
 
 
 class _PlanFile(msgspec.Struct):
-    """nnU-Net's plans and one of their configurations, laid over each other; other keys do not concern prediction."""
+    """A configuration of nnU-Net's plans, with their order of axes; other keys do not concern prediction."""
 
     normalization_schemes: tuple[_ZScore, _ZScore, _ZScore, _ZScore]
     use_mask_for_norm: tuple[bool, bool, bool, bool]
@@ -93,7 +93,7 @@ class _PlanFile(msgspec.Struct):
     resampling_fn_data_kwargs: dict[str, object]
     resampling_fn_probabilities: str
     resampling_fn_probabilities_kwargs: dict[str, object]
-    transpose_forward: Triple = (0, 1, 2)
+    transpose_forward: Triple
 
 
 def read_plan(plans: Mapping[str, object]) -> Plan:
@@ -102,7 +102,8 @@ def read_plan(plans: Mapping[str, object]) -> Plan:
     Raises BundleError, naming the key, for what is absent or not supported: a normalisation other than z-score, a
     resampling function that is not nnU-Net's own, a configuration that is not 3-D.
     """
-    found = convert({**plans, **plan_section(plans)}, _PlanFile, BundleError, "plans")
+    section = {**plan_section(plans), "transpose_forward": plans.get("transpose_forward", (0, 1, 2))}
+    found = convert(section, _PlanFile, BundleError, "plans")
     if sorted(found.transpose_forward) != [0, 1, 2]:
         raise BundleError(f"plans: transpose_forward: found {found.transpose_forward}, expected an order of 0, 1, 2")
     return Plan(

@@ -29,7 +29,7 @@ _MM3_DIGITS = 3
 
 @dataclass(frozen=True)
 class Removed:
-    """Components removed of one label."""
+    """Components removed of one label or region."""
 
     components: int
     """Number of components."""
@@ -77,11 +77,14 @@ def remove_doubtful(
     (3, X, Y, Z) in it is below `confidence` times that in the region's largest lesion: a share, since the mean of ten
     networks is less sure of everything than one network is. What goes of WT becomes background, of TC ED, of ET NCR.
     """
-    cleaned, removed = labels.copy(), {}
+    removed = dict.fromkeys(REGIONS, Removed(0, 0.0))
+    if not confidence:
+        return labels, removed
+    cleaned = labels.copy()
     outside = (Label.BACKGROUND, Label.ED, Label.NCR)
     for region, probability, label in zip(REGIONS, probabilities, outside, strict=True):
-        removed[region] = Removed(0, 0.0)
-        if not confidence or not (mask := region_mask(cleaned, region)).any():
+        mask = region_mask(cleaned, region)
+        if not mask.any():
             continue
         box = bounding_box(mask)
         lesions = connected_components(mask[box])

@@ -37,7 +37,7 @@ def _explain_case(case: CaseRecord) -> Iterator[str]:
     for region, removed in case.doubtful.items():
         if removed.components:
             count = f"{removed.components} lesion{'s' * (removed.components != 1)}"
-            yield f"  left out of {region}, since the networks doubt them: {count}, {removed.mm3:.4g} mm³"
+            yield f"  left out of {region}, since the networks doubt them: {count}, {removed.mm3:.6g} mm³"
     if case.refinement:
         yield from _explain_refinement(case.refinement)
 
@@ -55,7 +55,7 @@ def _explain_refinement(refinement: RefinementRecord) -> Iterator[str]:
     for label, removed in refinement.removed.items():
         if removed.components:
             count = f"{removed.components} component{'s' * (removed.components != 1)}"
-            yield f"  removed of {label}: {count}, {removed.mm3:.4g} mm³"
+            yield f"  removed of {label}: {count}, {removed.mm3:.6g} mm³"
     ratio, least = refinement.et_wt_ratio, thresholds.et_wt_ratio
     if ratio is None:
         yield "  ET/WT: no tumour was left"

@@ -59,7 +59,7 @@ class CaseDrawing:
     title: str
     """Of the figure; the case's ID, say."""
     warnings: tuple[str, ...] = ()
-    """What the reader should know, one line each."""
+    """Warnings for the reader, one line each."""
     reference: NDArray[np.uint8] | None = None
     """(X, Y, Z): a reference segmentation, drawn as white outlines of WT, TC and ET."""
     scores: str = ""

@@ -14,7 +14,7 @@ from typing import Final
 from urllib.parse import quote
 
 from inference.files import write_whole
-from inference.labels import REGIONS, TUMOUR_LABELS
+from inference.labels import REGIONS
 from inference.refine.postprocess import RefinementRecord
 from inference.report.record import CaseRecord, RunRecord, plain
 from inference.report.views import EDGE_MARKS, LABEL_COLOURS, LABEL_NAMES, SEQUENCE_NAMES
@@ -39,7 +39,7 @@ class _Cell:
 
     text: str
     key: str = ""
-    """What it sorts by; the text where empty."""
+    """The value that it sorts by; the text where empty."""
     style: str = ""
     """Its class."""
 
@@ -78,7 +78,7 @@ def _cells(case: CaseRecord) -> Iterator[tuple[str, _Cell]]:
         yield region, _number(volumes.get(region), 1)
     yield "Subtype", _number(refinement.cluster if refinement else None, 0)
     yield "Thresholds", _Cell(_thresholds(refinement) if refinement else _NOTHING)
-    yield "Removed", _removed(refinement) if refinement else _Cell(_NOTHING)
+    yield "Removed", _removed(case) if refinement else _Cell(_NOTHING)
     ratio = _number(refinement.et_wt_ratio if refinement else None, 2)
     relabelled = refinement is not None and refinement.et_relabelled
     yield "ET/WT", _Cell(f"{ratio.text}, became NCR", ratio.key) if relabelled else ratio
@@ -118,10 +118,11 @@ def _thresholds(refinement: RefinementRecord) -> str:
     return f"{refinement.thresholds_of}: {', '.join(rules) or 'leave it alone'}"
 
 
-def _removed(refinement: RefinementRecord) -> _Cell:
-    """Components that refinement removed, by label."""
-    removed = [(label.name, refinement.removed[label.name]) for label in TUMOUR_LABELS]
-    parts = [_unbroken(f"{name} {what.components} ({what.mm3:.4g} mm³)") for name, what in removed if what.components]
+def _removed(case: CaseRecord) -> _Cell:
+    """Lesions that were left out as doubtful, by region, and components that were removed as too small, by label."""
+    removed = [(f"{region} in doubt", what) for region, what in case.doubtful.items()]
+    removed += [(label, what) for label, what in case.refinement.removed.items()] if case.refinement else []
+    parts = [_unbroken(f"{name} {what.components} ({what.mm3:.6g} mm³)") for name, what in removed if what.components]
     return _Cell(", ".join(parts) or "nothing", key=str(sum(what.mm3 for _, what in removed)))
 
 

@@ -38,9 +38,9 @@ class CaseRecord:
     seconds: Mapping[str, float] = field(default_factory=dict)
     """Seconds per step; steps of different cases overlap."""
     repairs: tuple[str, ...] = ()
-    """What was mended in the scan."""
+    """Repairs of the scan."""
     warnings: tuple[str, ...] = ()
-    """What the reader of the result should know."""
+    """Warnings for the reader of the result."""
     volumes_ml: Mapping[str, float] | None = None
     """Millilitres of WT, TC and ET."""
     agreement: Mapping[str, float] | None = None
@@ -77,7 +77,7 @@ class RunRecord:
     command: tuple[str, ...]
     """The arguments, as given."""
     bundle: BundleIdentity
-    """What predicted."""
+    """The bundle that predicted."""
     profile: str
     """`paper` or `fast`."""
     engine: str
@@ -87,7 +87,7 @@ class RunRecord:
     threads: int
     """Processor cores in use."""
     on_error: str
-    """What was done about a failed case: skip, empty or stop."""
+    """The policy for a failed case: skip, empty or stop."""
     versions: Mapping[str, str]
     """Versions of Python and of the libraries that results may depend on."""
     started: str
@@ -101,7 +101,7 @@ class RunRecord:
     seconds: float | None = None
     """From the start of the program to the last case; None while it runs."""
     interrupted: str | None = None
-    """What stopped the run before its last case, such as SIGTERM."""
+    """The cause that stopped the run before its last case, such as SIGTERM."""
     exit_status: int | None = None
     """Exit status of the program; None while it runs."""
     shards: tuple[RunRecord, ...] | None = None

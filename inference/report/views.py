@@ -26,14 +26,14 @@ EDGE_MARKS: Final[Mapping[Plane, tuple[str, str]]] = {
     "coronal": ("R", "L"),
     "sagittal": ("A", "P"),
 }
-"""What is at the left and at the right edge of a picture: the patient's right and left, or front and back."""
+"""Letters at the left and right edge of a picture: the patient's right and left, or front and back."""
 
 LABEL_COLOURS: Final[Mapping[Label, str]] = {Label.ED: "#56B4E9", Label.NCR: "#D55E00", Label.ET: "#F0E442"}
 """Sky blue, vermilion and yellow of Okabe and Ito's palette, told apart in every common form of colour blindness."""
 
 LABEL_NAMES: Final = {Label.ET: "enhancing tumour", Label.NCR: "necrotic core", Label.ED: "oedema"}
 SEQUENCE_NAMES: Final = {"t1n": "T1", "t1c": "T1 with contrast", "t2w": "T2", "t2f": "T2-FLAIR"}
-"""What the labels and the sequences are called where there is room."""
+"""Full names of labels and sequences, where there is room."""
 
 # Slices nearer than this show the same: about the thickness of a clinical slice.
 _SAME_SLICE_MM: Final = 6.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from inference.case import System, describe, label_regions, open_system, predict
 from inference.errors import BundleError
 from inference.intake.cases import Case, digest_scans, find_cases
 from inference.intake.scan import read_scan
+from inference.predict.ensemble import RegionProbabilities
+from inference.refine.postprocess import Removed
 
 
 @pytest.fixture(scope="module")
@@ -35,6 +38,22 @@ def test_the_walk_is_its_two_halves(phantom_folder: Path, system: System) -> Non
     assert record.volumes_ml["WT"] == pytest.approx(np.count_nonzero(whole.labels) / 1000)
 
 
+@pytest.mark.parametrize(("confidence", "left_out"), [(0.0, 0), (0.9, 1)])
+def test_a_lesion_that_the_networks_doubt_is_left_out_and_recorded(
+    phantom_folder: Path, system: System, confidence: float, left_out: int
+) -> None:
+    scan = read_scan(find_cases(phantom_folder).cases[0])
+    probabilities = np.zeros((3, *scan.data.shape[1:]), np.float32)
+    probabilities[0, 2:10, 2:10, 2:10], probabilities[0, 14:18, 14:18, 14:18] = 0.95, 0.7
+    thresholds = replace(system.bundle.thresholds, confidence=confidence)
+    asked = replace(system, bundle=replace(system.bundle, thresholds=thresholds))
+    result = label_regions(scan, RegionProbabilities(probabilities), asked)
+    assert np.count_nonzero(result.labels) == 512 + 64 * (1 - left_out)
+    record = describe(scan, result)
+    assert record.doubtful["WT"] == result.doubtful["WT"] == Removed(left_out, 64.0 * left_out)
+    assert record.volumes_ml["WT"] == np.count_nonzero(result.labels) / 1000
+
+
 def test_a_stamp_names_bundle_profile_and_scans(phantom_folder: Path, system: System, tmp_path: Path) -> None:
     case = find_cases(phantom_folder).cases[0]
     stamp = system.stamp(digest_scans(case))
@@ -54,8 +73,6 @@ def test_sequences_are_told_apart(phantom_folder: Path, system: System) -> None:
 
 
 def test_networks_that_do_not_fit_are_refused_before_any_case(tiny_bundle: Path, tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from inference.bundle.store import Model, load_bundle
     from inference.bundle.writing import write_bundle
     from tests.inference.tiny import describe

@@ -72,6 +72,7 @@ def test_a_site_gets_a_bundle_that_names_its_ancestor(adapted, ancestor):
     bundle = load_bundle(adapted / "bundle")
     assert [(model.name, model.folds) for model in bundle.models] == [("nnunet", (0, 1))]
     assert bundle.manifest.provenance.data_sets[-1].cases == CASES
+    assert bundle.manifest.provenance.data_sets[-1].use.startswith("finetuning")
     assert load_bundle(ancestor).manifest.name in str(bundle.manifest.provenance.ancestry)
 
 

@@ -246,7 +246,9 @@ class Folder:
 
     def entries(self) -> Iterator[tuple[str, Entry]]:
         """All paths below it."""
-        for path in self._root.rglob("*"):
+        for count, path in enumerate(self._root.rglob("*"), start=1):
+            if count > MOST_FILES:
+                raise UsageError(f"{self._root}: found more than {MOST_FILES} files, expected an image of fewer")
             name = plain_name(path.relative_to(self._root).as_posix())
             if name is not None:
                 status = path.lstat()

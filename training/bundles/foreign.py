@@ -85,7 +85,10 @@ def read_conventions(path: Path) -> Conventions:
     value = read_json(path, dict[str, object], UsageError)
     # nnU-Net v1 called it modality.
     numbered = value.get("channel_names", value.get("modality"))
-    names = tuple(str(name) for _, name in sorted(numbered.items())) if isinstance(numbered, dict) else ()
+    keys = [str(number) for number in range(len(SEQUENCES))]
+    if not isinstance(numbered, dict) or set(numbered) != set(keys):
+        raise _wrong_channels(numbered, path)
+    names = tuple(str(numbered[key]) for key in keys)
     channels = channel_order(names, path)
     labels = value.get("labels")
     if not isinstance(labels, dict) or labels.get(_BACKGROUND) not in (0, [0]):
@@ -109,11 +112,13 @@ def channel_order(names: Sequence[str], path: Path) -> tuple[int, ...]:
     """For each of `labels.SEQUENCES`, which of a network's channels it is. Raises UsageError for other channels."""
     meant = [sequence_of(name) for name in names]
     if sorted(map(str, meant)) != sorted(SEQUENCES):
-        found = shown(list(names))
-        raise UsageError(
-            f"{path}: channel names: found {found}, expected t1n, t1c, t2w and t2f (in any order) as 0 to 3"
-        )
+        raise _wrong_channels(list(names), path)
     return tuple(meant.index(sequence) for sequence in SEQUENCES)
+
+
+def _wrong_channels(found: object, path: Path) -> UsageError:
+    expected = "t1n, t1c, t2w and t2f (in any order) as 0 to 3"
+    return UsageError(f"{path}: channel names: found {shown(found)}, expected {expected}")
 
 
 def _region_order(regions: Mapping[str, object], path: Path) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Final
@@ -20,7 +21,7 @@ from inference.predict.engines import open_engine
 from inference.predict.ensemble import predict
 from inference.schema import read_json
 from inference.settings import Profile
-from training.config import RunConfig
+from training.config import STAGES, RunConfig
 from training.data.datasets import CaseEntry, load_case, read_cases
 from training.data.folds import FoldMap
 from training.data.stratify import SPACING, known_folds, load_subtypes
@@ -98,22 +99,19 @@ def _new_model(config: RunConfig, work: Path, name: str, weight: float) -> Model
 
 def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Provenance:
     """Provenance of a run: data sets, configuration, revision of the code, versions of libraries, ancestors."""
-    data_sets: list[DataSet] = []
+    found: list[DataSet] = []
     ancestry: tuple[str, ...] = ()
     if config.ancestor:
         ancestor = load_bundle(Path(config.ancestor))
         before = ancestor.manifest.provenance
-        data_sets += before.data_sets
+        found += before.data_sets
         itself = f"{ancestor.manifest.name} {ancestor.manifest.version}, manifest sha256 {ancestor.digest}"
         ancestry = (*before.ancestry, itself)
     for source in config.sources:
         stages = [stage for stage in config.stages if source.name in config.dataset(stage).sources]
         use = f"{' and '.join(stages)}; {source.licence}" if source.licence else " and ".join(stages)
         name = f"{source.name} ({source.doi})" if source.doi else source.name
-        data_set = DataSet(name, sum(entry.source == source.name for entry in entries), use)
-        # An earlier round on the same cases has named it.
-        if data_set not in data_sets:
-            data_sets.append(data_set)
+        found.append(DataSet(name, sum(entry.source == source.name for entry in entries), use))
     settings = dataclasses.asdict(config)
     # Where the data lay is nobody's business, and a path may hold a user's name.
     for source in settings["sources"]:
@@ -121,7 +119,23 @@ def provenance(config: RunConfig, entries: list[CaseEntry], revision: str) -> Pr
     settings["ancestor"] = Path(config.ancestor).name
     # Through JSON, so that a manifest is the same once it is read again: tuples become lists.
     plain = json.loads(json.dumps(settings))
-    return Provenance(tuple(data_sets), plain, revision, {name: version(name) for name in _LIBRARIES}, ancestry)
+    return Provenance(_merged(found), plain, revision, {name: version(name) for name in _LIBRARIES}, ancestry)
+
+
+def _merged(found: Sequence[DataSet]) -> tuple[DataSet, ...]:
+    """Data sets with those of several rounds once, their stages together, in the order in which each came first."""
+    stages: dict[tuple[str, int, str], set[str]] = {}
+    for data_set in found:
+        used, _, terms = data_set.use.partition("; ")
+        words = set(used.split(" and "))
+        if not words <= set(STAGES):  # an imported bundle has words of its own
+            words, terms = set(), data_set.use
+        stages.setdefault((data_set.name, data_set.cases, terms), set()).update(words)
+    merged = []
+    for (name, cases, terms), words in stages.items():
+        used = " and ".join(stage for stage in STAGES if stage in words)
+        merged.append(DataSet(name, cases, "; ".join(filter(None, (used, terms)))))
+    return tuple(merged)
 
 
 def half_precision_agreement(config: RunConfig, work: Path, entries: list[CaseEntry]) -> dict[str, float]:

@@ -58,7 +58,7 @@ class SavedImage:
     entries: dict[str, Entry]
     """All paths; files of zips are called `ZIP!PATH`."""
     notes: list[str] = field(default_factory=list)
-    """What could not be looked into."""
+    """Files that could not be looked into."""
     digests: dict[str, str] = field(default_factory=dict)
     """SHA-256 of every file that was copied, by its path."""
 
@@ -99,6 +99,8 @@ class SavedImage:
             for path, file, size in archive.files(paths):
                 with Path(wanted[path] or os.devnull).open("wb") as copy, named_errors(path):
                     digests[path] = _copy(file, copy, size)
+        if missing := sorted(set(wanted) - set(digests)):
+            raise UsageError(f"{printable(missing[0])}: found nothing when it was read, expected a file")
         return digests
 
 

@@ -82,7 +82,7 @@ class Opened:
     scratch: Path
     """Folder for copies."""
     found: ranked.Survey
-    """What is where."""
+    """The parts that were found, and where."""
 
     def contents(self, paths: Sequence[str]) -> dict[str, bytes]:
         """Small files of the image, by path."""

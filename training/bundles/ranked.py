@@ -29,7 +29,7 @@ from training.bundles.trained_folders import MEDNEXT_FILE, NNUNET_FILE
 T = TypeVar("T")
 
 FOLDS: Final = ("0", "1", "2", "3", "4")
-"""What each family of the ranked system was trained in."""
+"""The program that each family of the ranked system was trained in."""
 # Folder, task and fold of a checkpoint, as nnU-Net v2 and v1 name them: task, trainer, plans, fold, file.
 _FAMILIES: Final = {
     "nnunet": rf"Dataset\d+_([^/!]+)/[^/!]+__[^/!]+__[^/!]+)/fold_([^/!]+)/{re.escape(NNUNET_FILE)}",

@@ -29,9 +29,9 @@ from training.bundles.foreign import (
 from training.fit.planning import CONFIGURATION
 
 NNUNET_FILE: Final = "checkpoint_final.pth"
-"""What nnU-Net v2 calls the checkpoint of a finished training."""
+"""nnU-Net v2's name for the checkpoint of a finished training."""
 MEDNEXT_FILE: Final = "model_final_checkpoint.model"
-"""What nnU-Net v1, and so mednextv1, calls it."""
+"""nnU-Net v1's name for it, and so mednextv1's."""
 # Patch and spacing of the MedNeXt paper, for every data set. nnU-Net standardises brains over the brain alone.
 _DEFAULT_PLANS: Final = OldPlans((), (128, 128, 128), (1.0, 1.0, 1.0), (True,) * len(SEQUENCES))
 
@@ -140,7 +140,7 @@ def _find_folds(folder: Path, folds: Sequence[str] | None, file: str) -> dict[st
 
 
 def _init_arguments(checkpoint: Checkpoint) -> Mapping[str, object]:
-    """What nnU-Net's trainer was made with. Refuses a training that did not mirror every axis (UsageError)."""
+    """Arguments of nnU-Net's trainer. Refuses a training that did not mirror every axis (UsageError)."""
     mirrored = checkpoint.contents.get("inference_allowed_mirroring_axes")
     if not isinstance(mirrored, (list, tuple)) or sorted(mirrored) != [0, 1, 2]:
         raise UsageError(

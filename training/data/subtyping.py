@@ -23,7 +23,7 @@ class SubtypeFit:
     """A fitted subtype model, and how it came about."""
 
     model: SubtypeModel
-    """What assigns a subtype to a tumour."""
+    """The model that assigns a subtype to a tumour."""
     clusters: tuple[int, ...]
     """Subtype of every tumour that it was fitted on."""
     silhouettes: Mapping[int, float]

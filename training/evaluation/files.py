@@ -17,7 +17,7 @@ from typing import Final
 from inference.errors import CaseError, FolderError, UsageError
 from inference.intake.label_map import LabelMap, read_label_map
 
-_ENDING: Final = re.compile(r"\.nii(?:\.gz)?", re.IGNORECASE)
+_ENDING: Final = re.compile(r"\.nii(?:\.gz)?\Z", re.IGNORECASE)
 # How the name of a label map may end.
 _CALLED: Final = re.compile(
     r"(?:^|[-_.])(?:seg|segmentation|label|labels|pred|prediction|output|result)$", re.IGNORECASE
@@ -220,7 +220,7 @@ def _label_maps(images: list[Image], others: Sequence[Image]) -> list[Image]:
 
 
 _BY_NAME: Final = (("name", "name"), ("id", "name"), ("id", "id"), ("name", "id"), ("number", "number"))
-"""What is equal in the names of one case, of its reference and its prediction; the surest first."""
+"""Parts of a name that a case's reference and prediction share; the surest first."""
 _ONE_TO_ONE: Final = (
     ("digits", "digits"),
     ("id", "folder"),

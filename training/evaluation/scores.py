@@ -14,7 +14,7 @@ Version = Literal[2023, 2024]
 Labels = NDArray[np.uint8]
 
 WORST_DISTANCE_MM: Final = 374.0
-"""What stands for an infinite Hausdorff distance: the diagonal of a BraTS volume, rounded."""
+"""Value for an infinite Hausdorff distance, mm: the diagonal of a BraTS volume, rounded."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from training.evaluation.tables import Row, check_table, comma_separated, markdo
 _LOG = logging.getLogger(__name__)
 
 RULES: Final = ("names", "count", "labels", "geometry", "dtype", "size")
-"""What is checked."""
+"""Rules that a submission is checked by, in the order of the report."""
 
 # Bytes of a file beside its voxels that pass: a NIfTI header, and gzip's lengthening of what it cannot compress.
 _HEADERS: Final = 2000

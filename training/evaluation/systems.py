@@ -25,7 +25,7 @@ RANKED_METRICS: Final[Mapping[int, tuple[str, ...]]] = {
     2025: ("lesionwise_dice",),
     2026: ("lesionwise_dice", "lesionwise_hd95"),
 }
-"""What each edition ranks by; 2026 has not said yet."""
+"""Metrics that each edition ranks by; 2026 has not said yet."""
 
 UNITS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("lesionwise_hd95", "hd95"), "mm"),
@@ -235,7 +235,7 @@ def differences(systems: Systems, *, resamples: int = 10000, seed: int = 0) -> l
     from scipy import stats
 
     # The same draws for all, so that intervals differ by their cases and not by chance.
-    @lru_cache
+    @lru_cache(maxsize=1)  # with a thousand cases a table takes 100 MB
     def draws(count: int) -> NDArray[np.int64]:
         return np.random.default_rng(seed).integers(count, size=(resamples, count))
 

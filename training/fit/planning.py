@@ -24,9 +24,14 @@ AUGMENTING = "nnUNet_n_proc_DA"
 """The environment's number of processes that augment, as nnU-Net calls it."""
 
 
+def data_stage(stage: str) -> str:
+    """The stage whose data a training learns from: fine-tuning's, where it starts from scratch."""
+    return "finetuning" if stage == SCRATCH else stage
+
+
 def nnunet_folder(work: Path, kind: Literal["raw", "preprocessed", "trainings"], stage: str) -> Path:
-    """Where nnU-Net keeps a training's data set or networks; the one from scratch learns from fine-tuning's data."""
-    return work / "nnunet" / kind / dataset_name("finetuning" if stage == SCRATCH else stage)
+    """Where nnU-Net keeps a training's data set or networks."""
+    return work / "nnunet" / kind / dataset_name(data_stage(stage))
 
 
 def set_nnunet_folders(work: Path) -> None:
@@ -143,8 +148,10 @@ def preprocess(config: RunConfig, work: Path, stage: str, model_name: str, *, jo
     plans = read_json(work / "plans" / f"{model_name}.json", Tree, UsageError)
     write_json(plans | {"dataset_name": dataset_name(stage)}, folder / f"{model_name}.json")
     # nnU-Net's trainer wants both beside the cases; there is one fingerprint, since both stages share their plans.
-    fingerprint = nnunet_folder(work, "preprocessed", config.stages[0]) / "dataset_fingerprint.json"
-    for file in (fingerprint, nnunet_folder(work, "raw", stage) / "dataset.json"):
+    files = [nnunet_folder(work, "raw", stage) / "dataset.json"]
+    if stage != config.stages[0]:
+        files.append(nnunet_folder(work, "preprocessed", config.stages[0]) / "dataset_fingerprint.json")
+    for file in files:
         write_whole(folder / file.name, file.read_bytes())
     preprocess_dataset(
         DATASET_IDS[stage], plans_identifier=model_name, configurations=(CONFIGURATION,), num_processes=(jobs,)

@@ -23,7 +23,14 @@ from inference.schema import read_json
 from training.config import SCRATCH, STAGES, TRAININGS, ModelConfig, RunConfig, StageConfig, Tree
 from training.data.datasets import cases_of, read_cases, read_folds, write_json
 from training.data.folds import Split, check_no_leak, splits_of
-from training.fit.planning import AUGMENTING, CONFIGURATION, ancestor_model, nnunet_folder, set_nnunet_folders
+from training.fit.planning import (
+    AUGMENTING,
+    CONFIGURATION,
+    ancestor_model,
+    data_stage,
+    nnunet_folder,
+    set_nnunet_folders,
+)
 from training.locks import alone
 
 if TYPE_CHECKING:
@@ -107,7 +114,7 @@ def case_shares(config: RunConfig, work: Path, stage: str) -> dict[str, float]:
     if stage == SCRATCH and config.comparison.scratch_shares:
         shares = config.comparison.scratch_shares
     sources = {entry.id: entry.source for entry in read_cases(work / "cases.json")}
-    cases = cases_of(work, "finetuning" if stage == SCRATCH else stage)
+    cases = cases_of(work, data_stage(stage))
     sizes = Counter(sources[case] for case in cases)
     return {case: shares.get(sources[case], 0) / sizes[sources[case]] if shares else 1.0 for case in cases}
 

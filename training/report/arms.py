@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 # Endings of comparison models' names: trained from random weights, or not fine-tuned (`network_name` of the trainings).
 SCRATCH, PRETRAINED = "-scratch", "-pretrained"
 MODEL_TITLES = {"nnunet": "nnU-Net", "mednext": "MedNeXt"}
-"""What models are called where people read."""
+"""Names of models where people read."""
 STEP_TITLES = {
     "regions": "+ region thresholds",
     "confidence": "+ lesions in doubt left out",
@@ -44,10 +44,10 @@ STEP_TITLES = {
     "ratio": "+ relabelling",
     "subtypes": "+ subtypes' own thresholds",
 }
-"""What the steps after the ensemble are called; each includes those before it."""
+"""Names of the steps after the ensemble; each includes those before it."""
 VERSIONS: tuple[Version, Version] = (2023, 2024)
 METRICS = ("lesionwise_dice", "lesionwise_hd95", "dice")
-"""What is compared."""
+"""Metrics that are compared."""
 MEAN = "mean"
 """Stands beside the regions for their mean."""
 

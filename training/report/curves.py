@@ -24,7 +24,7 @@ class Curve:
     order: int
     """nnU-Net's number of the training's data set."""
     stage: str
-    """What the training's data set is called: pretraining, finetuning."""
+    """Name of the training's data set: pretraining, finetuning."""
     model: str
     """The model, by the name of its plans."""
     fold: int

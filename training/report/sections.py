@@ -37,7 +37,7 @@ class Figure:
     """A picture in the page."""
 
     alt: str
-    """What it shows, for those who do not see it."""
+    """Its content in words, for those who do not see it."""
     caption: str
     source: str
     """A data URL."""

@@ -33,7 +33,7 @@ class Table:
     rows: Sequence[Sequence[str]]
     """The first cell of a row names it."""
     note: str = ""
-    """What has to be known to read it."""
+    """A note on how to read it."""
     folded: bool = False
     """Whether the page shows it on demand only."""
 
@@ -116,8 +116,8 @@ def found_table(tuning: Tuning, clusters: int) -> Table:
         verdict = "kept" if gain > LEAST_GAIN else "nothing found" if found == "as it is" else "rejected"
         rows.append([group_title(name), found, f"{gain:+.4f}", verdict])
     note = (
-        "A group is kept only where choosing it on the other folds gains on the fold that is left out. That gain "
-        "decides; the one above judges, since it is measured on folds that took no part in deciding either."
+        f"A group is kept only where choosing it on other patients gains more than {LEAST_GAIN:g} on those left out. "
+        "That gain decides; the one above judges, since it is measured on folds that took no part in deciding either."
     )
     header = ["group", "found", "nested gain", "verdict"]
     return Table("What the search on all cases found, and what was kept", header, rows, note)

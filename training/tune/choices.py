@@ -123,7 +123,7 @@ class Scorer:
     """
 
     cases: Sequence[OutOfFold]
-    """What is scored."""
+    """The cases that are scored."""
     ensembles: Sequence[NDArray[np.float32]]
     """Weighted probabilities (3, X, Y, Z) of each case."""
     version: Version
@@ -133,7 +133,7 @@ class Scorer:
     workers: Workers = field(default_factory=Workers)
     """The processes that score."""
     _digests: dict[tuple[object, ...], bytes] = field(default_factory=dict)
-    _unrefined: dict[bytes, UnrefinedLabels] = field(default_factory=dict)
+    _unrefined: dict[tuple[int, bytes], UnrefinedLabels] = field(default_factory=dict)
     _known: dict[tuple[object, ...], float] = field(default_factory=dict)
 
     @property
@@ -151,12 +151,12 @@ class Scorer:
         if key not in self._digests:
             labels = trusted_labels(self.ensembles[index], choice)
             digest = self._digests[key] = hashlib.sha256(labels.data).digest()
-            if digest not in self._unrefined:
-                self._unrefined[digest] = unrefined_labels(labels)
+            if (index, digest) not in self._unrefined:
+                self._unrefined[index, digest] = unrefined_labels(labels)
         return self._digests[key]
 
     def _unrefined_of(self, index: int, choice: Choice) -> UnrefinedLabels:
-        return self._unrefined[self._digest(index, choice)]
+        return self._unrefined[index, self._digest(index, choice)]
 
     def labels(self, index: int, choice: Choice) -> NDArray[np.uint8]:
         """The label map (X, Y, Z) of one case under `choice`, by the steps of inference."""

@@ -35,6 +35,8 @@ CONFIDENCE_GRID = (0.0, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 SHRINKAGE = 10
 # Nested gains up to this, in mean Dice, keep nothing: a thousandth is one small lesion in dozens of cases.
 LEAST_GAIN = 0.001
+# Parts that patients are left out in, one by one where there are no more: each part is a search of its own.
+MOST_PARTS = 25
 # Differences up to this are no better choice.
 ROUNDING = 1e-9
 
@@ -120,9 +122,9 @@ GROUPS: Mapping[str, Step] = {
     "components": partial(_for_all, best_components),
     "ratio": partial(_for_all, best_ratio),
 }
-"""What is chosen for all cases, in this order, each on top of what was kept before."""
+"""Groups of thresholds chosen for all cases, in this order, each on top of what was kept before."""
 SUBTYPES = "subtypes"
-"""What is chosen after that: own thresholds of subtypes, each subtype a group of its own."""
+"""Name of the groups chosen after that: own thresholds of subtypes, each subtype a group of its own."""
 
 
 def groups_of(scorer: Scorer, wanted: Sequence[str] = (*GROUPS, SUBTYPES)) -> dict[str, Step]:
@@ -137,9 +139,9 @@ class Selection:
     """A choice on some cases."""
 
     steps: Mapping[str, Choice]
-    """What is kept after each group."""
+    """The choice that is kept after each group."""
     found: Mapping[str, Choice]
-    """What each group would have been, kept or not."""
+    """The choice that each group found, kept or not."""
     gains: Mapping[str, float]
     """Nested gain of each group in mean lesion-wise Dice, kept or not; 0 where nothing was found."""
 
@@ -154,22 +156,24 @@ def select(
 ) -> Selection:
     """Choose every group on some cases, keeping what has a nested gain over their patients.
 
-    Each patient's cases are scored with what all others would choose. (Without a whole fold too few would be left to
-    choose on, and what helps would be given up.) The cases of a single patient cannot show a gain: nothing is kept.
+    Patients are left out in parts, and their cases scored with what all others would choose. (Without a whole fold, too
+    few would be left to choose on, and what helps would be given up.) The cases of a single patient cannot show a gain:
+    nothing is kept.
     """
-    patient_of = {index: scorer.cases[index].patient for index in indices}
-    patients = sorted(set(patient_of.values()))
-    choice, without = Choice(), dict.fromkeys(patients, Choice())
+    patients = sorted({scorer.cases[index].patient for index in indices})
+    parts = min(len(patients), MOST_PARTS)
+    part_of = {index: patients.index(scorer.cases[index].patient) % parts for index in indices}
+    choice, without = Choice(), dict.fromkeys(range(parts), Choice())
     steps, found, gains = {}, {}, {}
     for name, step in groups.items():
         found[name], gains[name] = step(scorer, indices, choice), 0.0
-        if found[name] != choice and len(patients) > 1:
-            # For each patient, what this step finds without them, on top of what the steps before found without them.
+        if found[name] != choice and parts > 1:
+            # For each part, what this step finds without it, on top of what the steps before found without it.
             trial = {
-                patient: step(scorer, [index for index in indices if patient_of[index] != patient], without[patient])
-                for patient in patients
+                part: step(scorer, [index for index in indices if part_of[index] != part], without[part])
+                for part in range(parts)
             }
-            gained = [scorer.score(i, trial[own]) - scorer.score(i, without[own]) for i, own in patient_of.items()]
+            gained = [scorer.score(i, trial[own]) - scorer.score(i, without[own]) for i, own in part_of.items()]
             gains[name] = float(np.mean(gained))
             if gains[name] > LEAST_GAIN:
                 choice, without = found[name], trial

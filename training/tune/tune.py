@@ -27,7 +27,7 @@ from training.fit.predict import scored_cases
 from training.tune.choices import Choice, Scorer, tables_of
 from training.tune.ensemble_weights import choose_weights
 from training.tune.out_of_fold import ensemble, load_predictions
-from training.tune.thresholds import GROUPS, SUBTYPES, ByFold, groups_of, honest_gains, select, tune_all
+from training.tune.thresholds import ByFold, groups_of, honest_gains, select, tune_all
 from training.tune.tuning import PredictedSubtypes, Scores, Tuning
 from training.workers import open_workers
 
@@ -47,9 +47,8 @@ def tune(config: RunConfig, work: Path, *, jobs: int = 0) -> None:
         chosen = weights[config.tuning.weights]
         mixed = [ensemble(case.probabilities, chosen.by_fold[case.fold]) for case in cases]
         scorer = Scorer(cases, mixed, version, workers=workers)
-        wanted = sorted(config.tuning.groups, key=(*GROUPS, SUBTYPES).index)
         # These come first since they decide what a predicted tumour is.
-        before = [name for name in wanted if name in ("regions", "confidence")]
+        before = [name for name in config.tuning.groups if name in ("regions", "confidence")]
         first = select(scorer, range(len(cases)), groups_of(scorer, before)).choice
         fit, scorer.clusters = _predicted_subtypes(config, [entry for entry, _ in scored], scorer, first)
         overall, by_fold = tune_all(scorer, config.tuning.groups)

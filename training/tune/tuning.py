@@ -32,13 +32,13 @@ class Tuning(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weights: dict[str, Share]
     """The ensemble's, by model."""
     thresholds: StoredThresholds
-    """What rules in the bundle."""
+    """The thresholds that rule in the bundle."""
     nested_gain: dict[str, float]
-    """By group of thresholds: what it gains on the fold that it was not chosen on; kept where that is above 0."""
+    """By group of thresholds: mean gain in Dice on patients that it was chosen without; kept above `LEAST_GAIN`."""
     honest_gain: dict[str, float]
     """By group of thresholds: what it gains where choosing and keeping it never saw the scored fold."""
     metric: str
-    """What gains are of."""
+    """The metric that gains are of."""
     weight_choices: dict[str, WeightChoice]
     """Every way to weigh the models."""
     subtypes: PredictedSubtypes

@@ -10,8 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from inference.bundle.store import Model
-from inference.labels import regions_from_label_probabilities
-from inference.predict.networks import network_stride, shuffle_factor
+from inference.labels import SEQUENCES, regions_from_label_probabilities
+from inference.predict.networks import (
+    architecture_arguments,
+    architecture_name,
+    mednext_size,
+    network_stride,
+    shuffle_factor,
+)
 from inference.predict.preprocess import Preprocessed
 from inference.predict.tiling import MIRRORINGS, Triple, next_multiple, windows
 from inference.settings import Profile
@@ -19,9 +25,11 @@ from inference.settings import Profile
 # Sizes of a `fast` pass are multiples of this, so that scans of nearly the same size share what an engine prepares.
 _COARSE: Final = 8
 
+# Arrays of the widest layer at full resolution that an engine holds (measured with the embedded bundle: .7 OpenVINO in
+# bfloat16, .8 torch).
 _ACTIVATIONS: Final = 0.75
-"""Arrays of the widest layer at full resolution that an engine holds (measured with the embedded bundle: .7 OpenVINO in
-bfloat16, .8 torch)."""
+# Arrays as large as the input that a pass makes beside its activations: of the input, and of the logits twice.
+_COPIES: Final = 3
 
 Advance = Callable[[], None]
 """Called after every forward pass."""
@@ -94,9 +102,13 @@ def pass_shape(shape: Sequence[int], architecture: Mapping[str, object]) -> Trip
     return next_multiple(least, [math.lcm(step, _COARSE) for step in stride])
 
 
-def activation_bytes(voxels: float, architecture: Mapping[str, object], width: int) -> float:
-    """Bytes that a network holds for activations in a pass over so many voxels, `width` bytes each."""
-    return voxels / shuffle_factor(architecture) ** 3 * _channels(architecture) * width * _ACTIVATIONS
+def pass_bytes(voxels: float, architecture: Mapping[str, object], width: int) -> float:
+    """Bytes that a pass over an array of so many voxels takes on a CPU beside the array.
+
+    They are activations, of `width` bytes each, and copies of the array and of its logits.
+    """
+    activations = voxels / shuffle_factor(architecture) ** 3 * _channels(architecture) * width * _ACTIVATIONS
+    return activations + voxels * 4 * len(SEQUENCES) * _COPIES
 
 
 def mismatch(found: NDArray[np.float32], expected: NDArray[np.float32], most: float) -> str:
@@ -121,12 +133,8 @@ def forward_count(shape: Sequence[int], patch: Triple, profile: Profile) -> int:
 
 def _channels(architecture: Mapping[str, object]) -> int:
     """Channels of a network's widest layer at full resolution, by its architecture section of the plans."""
-    kwargs = architecture.get("arch_kwargs")
-    if not isinstance(kwargs, Mapping):
-        return 0
-    features, channels, expansion = (kwargs.get(key) for key in ("features_per_stage", "channels", "expansion"))
-    if isinstance(features, list | tuple) and features:
-        return int(features[0])
-    if isinstance(expansion, list | tuple) and expansion:
-        return int(channels or 0) * int(expansion[0])
-    return 0
+    if architecture_name(architecture) == "MedNeXt":
+        size, _ = mednext_size(architecture)
+        return size.channels * size.expansion[0]
+    features = architecture_arguments(architecture).get("features_per_stage")
+    return int(features[0]) if isinstance(features, list | tuple) and features else 0

@@ -26,9 +26,9 @@ from inference.predict.engines.base import (
     Advance,
     Engine,
     Update,
-    activation_bytes,
     heads_of,
     mismatch,
+    pass_bytes,
     pass_shape,
     region_probabilities,
 )
@@ -45,8 +45,6 @@ _PROBES: Final = ((2, 2, 2), (2, 3, 4))
 # Root mean square difference of logits, by their standard deviation, from which on a network is not trusted; bfloat16
 # alone makes 0.01 to 0.025.
 _DISAGREEMENT: Final = 0.1
-# Arrays as large as the input that a pass makes beside its activations: of the input, and of the logits twice.
-_COPIES: Final = 3
 # Bytes that are to be free beside what a pass needs: code that OpenVINO writes for a size, and its tables.
 _SPARE: Final = 64 * 2**20
 
@@ -99,16 +97,20 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
 
     @contextmanager
     def _opened(self, model: Model, fold: int) -> Iterator[Forward[NDArray[np.float32]]]:
-        yield partial(self._forward, model, fold)
+        yield partial(self._forward, model, fold, set())
         # What OpenVINO keeps for activations, 1 to 2 GB a network at full size; it needs all requests to be gone.
         self._network(model, fold).release_memory()
 
-    def _forward(self, model: Model, fold: int, arrays: Iterable[NDArray[np.float32]]) -> Iterator[NDArray[np.float32]]:
-        """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X)."""
+    def _forward(
+        self, model: Model, fold: int, held: set[tuple[int, ...]], arrays: Iterable[NDArray[np.float32]]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits (heads, Z, Y, X) of each of some arrays (4, Z, Y, X); `held` are sizes that had a pass already."""
         request = self._network(model, fold).create_infer_request()
         for array in arrays:
-            self._check_room(model, array)
             try:
+                # From its first pass on, a network holds what further ones of the same size need.
+                if array.shape not in held:
+                    self._check_room(model, array)
                 logits = _infer(request, array)
                 # By the sum, which is NaN or infinite where any of them is, and needs no array of its own.
                 if not np.isfinite(logits.sum()):
@@ -118,7 +120,8 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
                     del request, self._compiled[model, fold]
                     request = self._network(model, fold).create_infer_request()
                     logits = _infer(request, array)
-            except Exception:
+                held.add(array.shape)
+            except Exception:  # whatever ended it: OpenVINO raises RuntimeError and others
                 # A pass that broke off leaves parts of a graph prepared for its size, and others for the size before:
                 # the next pass would crash, or answer wrongly. The network is compiled anew when it is next wanted.
                 self._compiled.pop((model, fold), None)
@@ -128,9 +131,9 @@ class OpenVinoEngine(PassEngine[NDArray[np.float32]]):
     def _check_room(self, model: Model, array: NDArray[np.float32]) -> None:
         """MemoryError where a pass over an array has no room: OpenVINO then crashes, or answers without a word."""
         width = 2 if self._precision == "bf16" else 4
-        held = activation_bytes(math.prod(array.shape[1:]), model.architecture, width)
+        need = pass_bytes(math.prod(array.shape[1:]), model.architecture, width)
         free = free_memory()
-        if free is not None and free < _COPIES * array.nbytes + held + _SPARE:
+        if free is not None and free < need + _SPARE:
             raise MemoryError
 
     def _probabilities(self, logits: NDArray[np.float32], heads: str) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ def bundle(tmp_path: Path, plain_models: Models) -> Path:
         plain_models,
         subtypes=random_subtypes(),
         fold_subtypes=random_subtypes(),
-        thresholds=ThresholdTables((0.5, 0.6, 0.7), NONE, {0: NONE, 1: SOME}, "subtypes"),
+        thresholds=ThresholdTables((0.5, 0.6, 0.7), NONE, {0: NONE, 1: SOME}, "subtypes", 0.9),
         texts={"LICENSE": "none"},
     )
     return write_bundle(tmp_path / "bundle", contents).path
@@ -53,6 +53,7 @@ def test_what_is_written_comes_back(bundle: Path, plain_models: Models) -> None:
     assert loaded.thresholds.regions == (0.5, 0.6, 0.7)
     assert loaded.thresholds.subtypes[1] == SOME
     assert loaded.thresholds.use == "subtypes"
+    assert loaded.thresholds.confidence == 0.9
     assert [model.name for model in loaded.models] == ["nnunet", "mednext"]
     for model, new in zip(loaded.models, plain_models, strict=True):
         assert model.plans == new.plans
@@ -65,6 +66,17 @@ def test_what_is_written_comes_back(bundle: Path, plain_models: Models) -> None:
         np.testing.assert_array_equal(loaded.subtypes.arrays[name], array)
     with pytest.raises(BundleError, match="no fold 7"):
         loaded.models[0].network_file(7)
+
+
+def test_bundles_from_before_lesions_in_doubt_leave_none_out(
+    bundle: Path, tmp_path: Path, plain_models: Models
+) -> None:
+    json_edit("thresholds.json", lambda value: value.pop("confidence"))(bundle)
+    reseal(bundle)
+    assert load_bundle(bundle).thresholds.confidence == 0
+    # Nor does a bundle without the rule name it, so that programs from before it can read it.
+    plain = write_bundle(tmp_path / "plain", describe(plain_models))
+    assert "confidence" not in json.loads((plain.path / "thresholds.json").read_text())
 
 
 def test_half_precision_is_read_as_float32_and_has_to_be_accounted_for(tmp_path: Path, plain_models: Models) -> None:
@@ -194,6 +206,7 @@ def evil_class(plans: dict[str, object]) -> None:
     ("damage", "complaint"),
     [
         (json_edit("thresholds.json", lambda v: v["regions"].update(WT=2)), r"thresholds\.json: regions\.WT: found 2"),
+        (json_edit("thresholds.json", lambda v: v.update(confidence=2)), r"thresholds\.json: confidence: found 2"),
         (json_edit("thresholds.json", lambda v: v["regions"].pop("ET")), r"regions\.ET: found nothing"),
         (json_edit("thresholds.json", lambda v: v.update(use="both")), r'use: found "both", expected one of global'),
         (json_edit("thresholds.json", lambda v: v["subtypes"].pop("1")), r"subtypes: found \[\"0\"\]"),

@@ -187,6 +187,14 @@ def test_what_is_the_same_for_all_cases_is_said_once(folder):
     ]
 
 
+def test_lesions_in_doubt_stand_in_their_cases_row(folder):
+    run, (good, *others) = record()
+    good = replace(good, doubtful={"WT": Removed(1, 17842.0), "TC": Removed(0, 0.0)})
+    page = render_page(replace(run, confidence=0.9), [good, *others], folder).replace("\u00a0", " ")
+    assert "<td>WT in doubt 1 (17842 mm³), ED 3 (212 mm³), ET 1 (20 mm³)</td>" in re.sub(r"<td [^>]*>", "<td>", page)
+    assert "<dt>Lesions in doubt</dt><dd>left out below 0.9 of the largest" in page
+
+
 def test_columns_of_which_no_case_says_anything_are_left_out(folder):
     assert ">Agreement</button>" not in page_of(folder, agreement=None)
 

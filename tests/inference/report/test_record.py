@@ -154,6 +154,19 @@ def test_region_thresholds_one_component_and_a_rule_that_is_off_are_explained() 
     assert "ET/WT: 0.01; there is no threshold for it, so ET stayed" in text
 
 
+def test_lesions_in_doubt_are_written_read_and_explained(tmp_path: Path) -> None:
+    doubtful = {"WT": Removed(1, 17842.0), "TC": Removed(2, 90.0), "ET": Removed(0, 0.0)}
+    case = CaseRecord("A", "ok", refinement=REFINEMENT, doubtful=doubtful)
+    path = tmp_path / "record.json"
+    path.write_bytes(render_record(replace(RUN, confidence=0.9), [case]))
+    text = explain(read_record(path), "A")
+    assert "a lesion stays with at least 0.9 of the largest lesion's mean probability" in text
+    assert "left out of WT, since the networks doubt them: 1 lesion, 17842 mm³" in text
+    assert "left out of TC, since the networks doubt them: 2 lesions, 90 mm³" in text
+    assert "left out of ET" not in text
+    assert "mean probability" not in explain(record_of(case), "A"), "a record from before it held the share"
+
+
 def test_no_subtype_and_a_failure_are_explained() -> None:
     lonely = replace(REFINEMENT, cluster=None, no_subtype="too small", et_wt_ratio=None, et_relabelled=False)
     cases = record_of(CaseRecord("A", "ok", refinement=lonely), CaseRecord("B", "failed", error="missing t1c"))

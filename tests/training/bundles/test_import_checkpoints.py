@@ -277,6 +277,10 @@ CONFIGURATION = "3d_fullres"
         (of_kind(lambda t: t.to(torch.complex64)), "found a tensor that is complex64"),
         (of_kind(lambda t: t.double() * 1e300), "not finite, or not in float32"),
         (in_json("dataset.json", lambda d: d["channel_names"].update({"1": "CT"})), "expected t1n, t1c, t2w and t2f"),
+        (
+            in_json("dataset.json", lambda d: d["channel_names"].update({"10": d["channel_names"].pop("3")})),
+            "channel names: found .*'10': .*as 0 to 3",
+        ),
         (in_json("dataset.json", lambda d: d["channel_names"].update({"1": "T2"})), "expected t1n, t1c, t2w and t2f"),
         (in_json("dataset.json", lambda d: d["labels"].update({"tumor core": [4, 5]})), "expected WT, TC, ET"),
         (in_json("dataset.json", lambda d: d.update(labels={"0": "background"})), "in the order of the network"),

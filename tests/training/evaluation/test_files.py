@@ -125,6 +125,13 @@ def test_scans_masks_and_probabilities_beside_label_maps_are_passed_over(tmp_pat
     assert matched(tmp_path, references, predictions) == ({SSA: [SSA], "p": ["p"]}, [])
 
 
+def test_what_only_has_the_ending_within_its_name_is_no_image(tmp_path):
+    save(LABELS, tmp_path / f"{SSA}.nii.gz")
+    for name in (f"{SSA}.nii.gz.part", f"{SSA}.nii.gz.md5", f"{SSA}.nii.json", "other.nii~"):
+        (tmp_path / name).write_text("no image")
+    assert [image.case for image in find_label_maps(tmp_path)] == [SSA]
+
+
 def test_a_link_to_a_folder_is_followed_once(tmp_path):
     save(LABELS, tmp_path / "real" / f"{SSA}-seg.nii.gz")
     (tmp_path / "links").mkdir()

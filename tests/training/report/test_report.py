@@ -23,7 +23,8 @@ from training.fit.predict import prediction_path
 from training.report.arms import make_plan
 from training.report.report import write_report
 from training.report.sections import HARDEST
-from training.tune.choices import choice_of, refined
+from training.tune.choices import choice_of, refined, trusted_labels
+from training.tune.thresholds import LEAST_GAIN
 from training.tune.tuning import read_tuning
 
 ARMS = [SCRATCH, "nnunet", "mednext", "ensemble", "regions", "confidence", "components", "ratio", "subtypes"]
@@ -85,7 +86,7 @@ def test_the_refined_arm_uses_what_the_other_folds_chose(finished):
                 mixed = mixed + np.float32(weight) * stored["probabilities"].astype(np.float32)
         thresholds = convert(tuning["by_fold"][str(fold)]["ratio"], StoredThresholds, UsageError, "tuning.json")
         choice = choice_of(thresholds.tables("tuning.json", clusters))
-        labels = refined(labels_from_regions(mixed, choice.regions), choice.thresholds)
+        labels = refined(trusted_labels(mixed, choice), choice.thresholds)
         official = score_case(load_labels(entry, config), labels, (1, 1, 1), 2024)
         written = json.loads((work / "report" / "scores" / "2024" / "ratio.json").read_text())["cases"]
         for region in REGIONS:
@@ -125,7 +126,7 @@ def test_rejected_thresholds_are_named(finished, report):
     rows = tables(report, "refinement")["What the search on all cases found, and what was kept"]["rows"]
     assert len(rows) == len(tuning["nested_gain"])
     for row, gain in zip(rows, tuning["nested_gain"].values(), strict=True):
-        assert (row[3] == "kept") == (gain > 1e-9)
+        assert (row[3] == "kept") == (gain > LEAST_GAIN)
 
 
 def test_the_papers_weights_stand_beside_ours(report):

@@ -13,6 +13,7 @@ import pytest
 from inference.labels import REGIONS, region_mask
 from training.config import TuningConfig
 from training.config_file import load_config
+from training.tune import thresholds
 from training.tune.choices import NEUTRAL, Choice, Scorer, choice_of, tables_of, trusted_labels, unrefined_labels
 from training.tune.out_of_fold import OutOfFold
 from training.tune.thresholds import (
@@ -153,6 +154,38 @@ def test_cases_of_one_patient_show_no_gain(count):
     selection = select(scorer, range(count), GROUPS)
     assert selection.choice == Choice()
     assert selection.found["components"] != Choice()
+
+
+def test_a_gain_of_less_than_a_thousandth_keeps_nothing(monkeypatch):
+    scorer = scenes([with_specks()] * 5)
+    gain = select(scorer, range(5), GROUPS).gains["components"]
+    for least, kept in ((gain + 1e-6, False), (gain - 1e-6, True)):
+        monkeypatch.setattr(thresholds, "LEAST_GAIN", least)
+        assert (select(scorer, range(5), GROUPS).choice != Choice()) == kept
+    monkeypatch.undo()
+    assert thresholds.LEAST_GAIN == 0.001
+
+
+def test_many_patients_are_left_out_in_parts(monkeypatch):
+    """A search for each of a thousand patients would take hours."""
+    searched = []
+
+    def step(_scorer, indices, start):
+        searched.append(sorted(indices))
+        return replace(start, confidence=0.8)
+
+    monkeypatch.setattr(thresholds, "MOST_PARTS", 2)
+    select(scenes([probabilities(reference())] * 5), range(5), {"confidence": step})
+    assert searched == [[0, 1, 2, 3, 4], [1, 3], [0, 2, 4]]
+
+
+def test_empty_predictions_of_other_sizes_are_other_label_maps():
+    """Both have as many voxels, none of which is tumour."""
+    shapes = ((4, 6, 5), (5, 6, 4))
+    references = [np.zeros(shape, np.uint8) for shape in shapes]
+    scorer = scenes([np.zeros((3, *shape), np.float32) for shape in shapes], references)
+    assert [scorer.labels(index, Choice()).shape for index in (0, 1)] == [*shapes]
+    assert scorer.mean([0, 1], Choice()) == 1
 
 
 def test_workers_find_what_one_process_finds():

@@ -16,7 +16,7 @@ FRAME_MM: Final = (240.0, 240.0, 155.0)
 ORIGIN: Final = (120.0, 106.0, 76.0)
 """Centre of the brain in the frame: zero of the anatomical coordinates."""
 BOX: Final = ((-78.0, 78.0), (-92.0, 100.0), (-76.0, 78.0))
-"""What is drawn, in anatomical coordinates: no brain reaches beyond it."""
+"""The box that is drawn, mm, in anatomical coordinates: no brain reaches beyond it."""
 STEP: Final = 2.5
 """Lattice of the anatomy, mm."""
 

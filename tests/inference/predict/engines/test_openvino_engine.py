@@ -14,7 +14,7 @@ import pytest
 from inference.bundle.store import Model
 from inference.errors import BundleError
 from inference.predict.engines import openvino_engine
-from inference.predict.engines.base import heads_of, region_probabilities
+from inference.predict.engines.base import heads_of, pass_bytes, region_probabilities
 from inference.predict.engines.openvino_engine import OpenVinoEngine, export_network
 from inference.predict.engines.torch_engine import TorchEngine
 from inference.predict.preprocess import Preprocessed, preprocess, read_plan
@@ -242,7 +242,32 @@ def test_a_pass_without_room_is_not_begun(monkeypatch: pytest.MonkeyPatch, make_
         with pytest.raises(MemoryError):
             engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing)
     assert np.array_equal(engine.mean_over_folds(model, prepared_for(model), Profile.FAST, nothing), expected)
-    assert [network is before for network in engine._compiled.values()] == [True]
+    # Its memory was given back, and it was compiled anew.
+    assert [network is not before for network in engine._compiled.values()] == [True]
+
+
+def test_room_is_asked_for_once_a_size(monkeypatch: pytest.MonkeyPatch, make_model: Callable) -> None:
+    """From its first pass on, a network holds what the seven other mirrorings of a tile need."""
+    model = make_model(make_plans(unet_architecture(), patch=(32, 32, 48)), folds=1)
+    engine = OpenVinoEngine()
+    engine.load(model)
+    asked = []
+
+    def free_memory() -> int:
+        asked.append(1)
+        return 2**40 if len(asked) == 1 else 0
+
+    monkeypatch.setattr(openvino_engine, "free_memory", free_memory)
+    engine.mean_over_folds(model, prepared_for(model), Profile.PAPER, nothing)
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("arguments", [{"variant": "M"}, {"channels": 32, "blocks": [3] * 9, "expansion": [2] * 9}])
+def test_room_is_foreseen_for_every_form_of_a_mednext(arguments: dict[str, object]) -> None:
+    """Both have 32 channels; variant M expands them by 2 at full resolution, as the second does."""
+    architecture = {"network_class_name": "MedNeXt", "arch_kwargs": arguments}
+    activations = 1000 * 64 * 2 * 0.75
+    assert pass_bytes(1000, architecture, 2) == activations + 1000 * 4 * 4 * 3
 
 
 def test_progress_counts_every_forward(make_model: Callable) -> None:
