@@ -85,6 +85,10 @@ CALLS = (
 )  # fmt: skip
 
 
+_DESCRIP = slice(148, 228)
+"""Place of `descrip` in a NIfTI-1 header, where a label map says which scans it was made from."""
+
+
 def lay_out(scans: dict[str, Path], case: str, layout: str, into: Path) -> Path:
     """The scans of one case in a folder, named as `layout` says."""
     folder = into if layout in ("flat", "nnunet") else into / case
@@ -187,7 +191,11 @@ class Checks:
             self.expected = made
             assert np.frombuffer(made, np.uint8, offset=352).any(), "an empty label map shows nothing"
             shutil.copy(output / f"{self.case}.nii.gz", WORK / f"{self.target}.nii.gz")
-        assert made == self.expected, "another label map than the first call's"
+        expected = self.expected
+        if call.layout == "plain":  # other files, which the stamp in `descrip` tells, with the same voxels
+            assert made[_DESCRIP] != expected[_DESCRIP]
+            made, expected = (whole[: _DESCRIP.start] + whole[_DESCRIP.stop :] for whole in (made, expected))
+        assert made == expected, "another label map than the first call's"
         if call.caller == "record and report":
             made_here = sorted(path.name for path in (WORK / "run" / "more0").rglob("*") if path.is_file())
             assert made_here == [f"{self.case}.case.js", f"{self.case}.png", "index.html", "run.json"], made_here
