@@ -45,17 +45,14 @@ def repeated(listing: CaseListing, count: int) -> CaseListing:
 def measure(system: System, listing: CaseListing, threads: int) -> dict[str, object]:
     """Segment all cases into a folder that is thrown away; call it at the end of the start."""
     started, begin, processor = since_start(), time.perf_counter(), time.process_time()
-    cases: list[dict[str, object]] = []
+    cases: list[CaseRecord] = []
     ends: list[float] = []
-    steps: list[Mapping[str, float]] = []
     held: list[dict[str, float]] = []
 
     def finish(record: CaseRecord) -> None:
         ends.append(round(time.perf_counter() - begin, 2))
-        steps.append(record.seconds)
+        cases.append(record)
         held.append({"predict_seconds": record.seconds["predict"], **_held()})
-        about = {"id": record.id, "status": record.status, "over_at": ends[-1], "seconds": record.seconds}
-        cases.append(about | held[-1])
         times = ", ".join(f"{step} {seconds:.2f} s" for step, seconds in record.seconds.items())
         _LOG.info("%s: %s, %s", record.id, record.status, times)
 
@@ -65,6 +62,7 @@ def measure(system: System, listing: CaseListing, threads: int) -> dict[str, obj
     if outcome.interrupted or not cases:
         raise UsageError(f"not measured: ended by {outcome.interrupted}")
     wall, processor = ends[-1], time.process_time() - processor
+    steps = [case.seconds for case in cases]
     predictions = [each["predict"] for each in steps]
     return {
         "bundle": f"{system.bundle.manifest.name} {system.bundle.manifest.version}",
@@ -84,7 +82,10 @@ def measure(system: System, listing: CaseListing, threads: int) -> dict[str, obj
         "steps": {step: round(mean(each[step] for each in steps), 3) for step in steps[0]},
         # Without the first, in which networks prepare themselves for a size and a GPU loads its kernels.
         "growth": _growth(held[1:]),
-        "cases": cases,
+        "cases": [
+            {"id": case.id, "status": case.status, "over_at": end, "seconds": case.seconds, **after}
+            for case, end, after in zip(cases, ends, held, strict=True)
+        ],
         "versions": library_versions(),
     }
 

@@ -143,8 +143,9 @@ def _infer(arguments: InferArguments, words: tuple[str, ...], console: Console, 
     recorder.end(outcome.cases, outcome.interrupted, status, time.perf_counter() - begin)
     if arguments.report:
         recorder.write_page(arguments.report)
+    labels = arguments.output_path if any(case.written for case in outcome.cases) else None
     page = arguments.report / "index.html" if arguments.report else None
-    for what, place in (("label maps", arguments.output_path), ("record", arguments.record), ("page", page)):
+    for what, place in (("label maps", labels), ("record", arguments.record), ("page", page)):
         if place is not None:
             log.info("%s: %s", what, place)
     return status

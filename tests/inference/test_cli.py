@@ -115,6 +115,15 @@ def test_a_failed_case_is_named_and_means_exit_status_1(
     assert "Traceback" not in captured
 
 
+def test_a_folder_without_label_maps_is_not_pointed_to(
+    cases: Path, tiny_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for case in IDS:
+        (cases / case / f"{case}-t1c.nii.gz").unlink()
+    assert infer(cases, tiny_bundle) == 1
+    assert capsys.readouterr().err.splitlines()[-1] == "0 of 3 cases written"
+
+
 def test_an_organiser_gets_an_empty_file_and_exit_status_0(
     cases: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
