@@ -1,4 +1,4 @@
-"""What a grid costs: nothing where it is the scan's, thin rims first where it is coarse."""
+"""The cost of a grid: nothing where it is the scan's, thin rims first where it is coarse."""
 
 from __future__ import annotations
 

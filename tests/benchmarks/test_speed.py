@@ -1,4 +1,4 @@
-"""What is measured is what happened."""
+"""Measurements say what happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What somebody new does wrong first is told in one line."""
+"""The first mistakes of somebody new are told in one line."""
 
 from __future__ import annotations
 

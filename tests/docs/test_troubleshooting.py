@@ -41,7 +41,7 @@ def test_a_quoted_message_exists(quoted: str) -> None:
 
 
 def messages_about_scans() -> Iterator[str]:
-    """What intake refuses, mends and warns of, with … for what is put in."""
+    """All that intake refuses, mends and warns of, with … for what is put in."""
     for path in sorted((ROOT / "inference" / "intake").rglob("*.py")):
         for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if not isinstance(call, ast.Call) or not call.args:

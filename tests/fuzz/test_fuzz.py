@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def fuzz(inputs: int, folder: Path) -> str:
-    """What the fuzzer says of so many inputs, none of which may end in an unnamed error, take 10 s or half a GB."""
+    """The fuzzer's words of so many inputs, none of which may end in an unnamed error, take 10 s or half a GB."""
     pytest.importorskip("atheris")
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz.fuzz_nifti", f"-runs={inputs}", f"-artifact_prefix={folder}/"],

@@ -251,7 +251,7 @@ class Checks:
     def _start(
         self, *, volumes: dict[Path | str, dict[str, str]], user: str, command: str = "", **_: object
     ) -> SimpleNamespace:
-        """What the docker client's `containers.run` does, on the image that is mounted."""
+        """All that the docker client's `containers.run` does, on the image that is mounted."""
         mounts = [Mount(Path(host), mount["bind"], mount["mode"] == "rw") for host, mount in volumes.items()]
         finished = self.image.run(command.split(), Rules(mounts, user=user))
         return SimpleNamespace(

@@ -32,7 +32,7 @@ class Mount:
 
 @dataclass(frozen=True)
 class Rules:
-    """What a caller allows; the default is the strictest that any of them is."""
+    """Limits that a caller sets; the default is the strictest that any of them is."""
 
     mounts: Sequence[Mount] = ()
     user: str = f"{STRANGER}:{STRANGER}"

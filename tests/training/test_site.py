@@ -51,13 +51,14 @@ def adapted(ancestor, tmp_path_factory):
     config = work / "config.yaml"
     config.write_text(yaml.safe_dump(settings))
 
-    def step(*words: str) -> None:
-        assert main([words[0], "--config", str(config), "--work", str(work), *words[1:]]) == 0, words
+    run = ("--config", str(config), "--work", str(work))
 
-    def step_apart(*words: str) -> None:
+    def step(name: str, *words: str) -> None:
+        assert main([name, *run, *words]) == 0, (name, *words)
+
+    def step_apart(name: str, *words: str) -> None:
         """As users run it: nnU-Net forks here, and a fork of a process that has threads, as this one, may hang."""
-        command = [sys.executable, "-m", "training", words[0], "--config", str(config), "--work", str(work), *words[1:]]
-        subprocess.run(command, cwd=ROOT, check=True)
+        subprocess.run([sys.executable, "-m", "training", name, *run, *words], cwd=ROOT, check=True)
 
     one, trained = ("--jobs", "1"), ("--stage", "finetuning", "--model", "nnunet")
     step("cases")
